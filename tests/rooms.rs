@@ -10,7 +10,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("error", &[]),
     ("source", &["error"]),
     ("quant", &["error", "source::config"]),
-    ("engine", &["error", "source", "quant"]),
+    ("engine", &["error", "source", "quant", "record::replace"]),
     ("coqa", &["error"]),
     ("experiment", &["error", "quant", "coqa"]),
     (

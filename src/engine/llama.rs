@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::quant::{Bytes, Format, Fp16, Weight};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
+use crate::source::origin::Origin;
 
 /// A whole model on the host. Only the linears of the layers are quantised.
 pub struct Llama {
@@ -40,11 +41,15 @@ impl Llama {
     /// Loads the checkpoint folder `dir` and packs each linear as it arrives,
     /// so that no more than one tensor is ever held unpacked.
     pub fn load(dir: &Path, format: Format) -> Result<Self> {
-        let config = Config::open(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let weights = Origin::Stored(Checkpoint::open(dir)?);
+        Self::build(Config::open(dir)?, &weights, format)
+    }
+
+    /// Packs the model of this shape from `weights`, tensor by tensor.
+    pub fn build(config: Config, weights: &Origin, format: Format) -> Result<Self> {
         let loader = Loader {
             config: &config,
-            checkpoint: &checkpoint,
+            weights,
             format,
         };
         let (embedding, head) = loader.tables()?;
@@ -81,37 +86,26 @@ impl Llama {
 /// What loading a tensor needs.
 struct Loader<'a> {
     config: &'a Config,
-    checkpoint: &'a Checkpoint,
+    weights: &'a Origin,
     format: Format,
 }
 
 impl Loader<'_> {
-    /// Embedding and, unless they are one, head. A tied checkpoint may store
-    /// the one tensor under either name.
+    /// Embedding and, unless they are one, head.
     fn tables(&self) -> Result<(Fp16, Option<Fp16>)> {
-        let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
-        if !self.config.tied {
-            return Ok((self.table(embedding)?, Some(self.table(head)?)));
-        }
-        let stored = if !self.checkpoint.contains(embedding) && self.checkpoint.contains(head) {
-            head
-        } else {
-            embedding
-        };
-        Ok((self.table(stored)?, None))
+        let (embedding, head) = table_names(self.config, self.weights);
+        let head = head.map(|name| self.table(name)).transpose()?;
+        Ok((self.table(embedding)?, head))
     }
 
     fn table(&self, name: &str) -> Result<Fp16> {
         let (rows, columns) = (self.config.vocab, self.config.hidden);
-        let values = self.checkpoint.tensor(name, &[rows, columns])?.to_f16()?;
+        let values = self.weights.f16(name, &[rows, columns])?;
         Ok(Fp16::new(values, rows, columns))
     }
 
     fn norm(&self, name: &str) -> Result<Vec<f32>> {
-        let values = self
-            .checkpoint
-            .tensor(name, &[self.config.hidden])?
-            .to_f16()?;
+        let values = self.weights.f16(name, &[self.config.hidden])?;
         Ok(values.to_f32_vec())
     }
 
@@ -120,7 +114,7 @@ impl Loader<'_> {
         let [q, k, v, o, gate, up, down] = self.config.layer_linears();
         let linear = |(name, rows, columns): (&str, usize, usize)| {
             let name = format!("model.layers.{i}.{name}.weight");
-            let values = self.checkpoint.tensor(&name, &[rows, columns])?.to_f16()?;
+            let values = self.weights.f16(&name, &[rows, columns])?;
             Weight::pack(self.format, values, rows, columns)
         };
         Ok(Layer {
@@ -135,4 +129,15 @@ impl Loader<'_> {
             down: linear(down)?,
         })
     }
+}
+
+/// Names of the embedding and, unless they are one, of the head. A tied
+/// checkpoint may store the one tensor under either name.
+pub fn table_names(config: &Config, weights: &Origin) -> (&'static str, Option<&'static str>) {
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    if !config.tied {
+        return (embedding, Some(head));
+    }
+    let under_head = !weights.contains(embedding) && weights.contains(head);
+    (if under_head { head } else { embedding }, None)
 }

@@ -145,6 +145,11 @@ impl Rope {
         }
     }
 
+    /// Cosines and sines, each `[positions, head_dim / 2]`.
+    pub fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Turns one head `[head_dim]` to its position; pairs are half a head apart.
     pub fn rotate(&self, head: &mut [f32], position: usize) {
         let at = position * self.half..(position + 1) * self.half;

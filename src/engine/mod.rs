@@ -5,6 +5,7 @@
 //! the tokens mean; the forward pass never names a format.
 
 pub mod cpu;
+pub mod cuda;
 pub mod decoder;
 pub mod generate;
 pub mod llama;

@@ -238,6 +238,16 @@ impl Shard {
 }
 
 impl Tensor<'_> {
+    /// The numbers as stored: kind (0 FP16, 1 BF16, 2 f32), bytes of one, and
+    /// all bytes, little-endian and row-major.
+    pub fn raw(&self) -> (i32, usize, &[u8]) {
+        match self.dtype {
+            Source::F16 => (0, 2, self.bytes),
+            Source::Bf16 => (1, 2, self.bytes),
+            Source::F32 => (2, 4, self.bytes),
+        }
+    }
+
     /// The values in half precision, rounded to nearest.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod origin;
 pub mod tokenizer;
 
 use std::fs::File;

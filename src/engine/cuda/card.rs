@@ -1,0 +1,519 @@
+//! A device, its memory, and launches on it.
+
+use std::ffi::c_void;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+
+use crate::error::{Error, Result};
+use crate::quant::size::MIB;
+
+/// The oldest architecture whose tensor cores and copies the kernels use.
+const OLDEST: (i32, i32) = (8, 0);
+
+/// An NVIDIA GPU with a context and one stream that all work goes through.
+#[derive(Clone)]
+pub struct Card {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    allocated: Arc<Allocated>,
+    /// Whether a kernel may start before the one ahead of it has ended.
+    dependent_launches: bool,
+    pub ordinal: usize,
+    /// Such as `NVIDIA H200`.
+    pub name: String,
+    /// Compute capability, such as (9, 0).
+    pub capability: (i32, i32),
+    pub multiprocessors: usize,
+    /// Of the card, not what is free.
+    pub memory_bytes: u64,
+    /// The newest CUDA that the driver runs, such as `13.0`.
+    pub cuda: String,
+}
+
+/// Bytes that this process holds on the card through [`Buffer`]s.
+#[derive(Default)]
+struct Allocated {
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+/// Device memory, freed when dropped.
+pub struct Buffer {
+    address: u64,
+    bytes: usize,
+    card: Card,
+}
+
+/// Page-locked host memory that the device reads and writes by itself.
+pub struct Pinned<T: Plain> {
+    address: *mut T,
+    length: usize,
+    card: Card,
+}
+
+/// A compiled function on one card.
+#[derive(Clone)]
+pub struct Kernel {
+    pub(super) function: sys::CUfunction,
+    pub(super) name: Arc<str>,
+    /// The loaded program that the function belongs to.
+    pub(super) _program: Arc<dyn Send + Sync>,
+}
+
+// SAFETY: a function handle may be used from any thread that has bound the
+// context, and every launch binds it.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+// SAFETY: the memory belongs to the value and has no thread of its own.
+unsafe impl<T: Plain + Send> Send for Pinned<T> {}
+
+/// Types that mean the same bytes on host and device, with no gap and no
+/// invalid bit pattern.
+///
+/// # Safety
+/// The type is `repr(C)` or primitive, `Copy`, and any bytes are a value of it.
+pub unsafe trait Plain: Copy + 'static {}
+// SAFETY: primitives without invalid bit patterns.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
+unsafe impl Plain for i64 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for f64 {}
+// SAFETY: a transparent u16.
+unsafe impl Plain for half::f16 {}
+
+/// Arguments of one launch, copied bytewise.
+#[derive(Default)]
+pub struct Arguments {
+    data: Vec<u64>,
+    at: Vec<usize>,
+}
+
+impl Arguments {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a value as the kernel declares it.
+    #[must_use]
+    pub fn with<T: Plain>(mut self, value: T) -> Self {
+        let words = size_of::<T>().div_ceil(8);
+        let at = self.data.len();
+        self.at.push(at);
+        self.data.resize(at + words, 0);
+        // SAFETY: the words just added hold at least the value's bytes.
+        unsafe { std::ptr::write_unaligned(self.data.as_mut_ptr().add(at).cast::<T>(), value) };
+        self
+    }
+}
+
+impl Card {
+    /// Opens device `ordinal`.
+    ///
+    /// # Errors
+    /// If there is no driver, no such device, or it is too old.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let thing = || format!("device cuda:{ordinal}");
+        // SAFETY: looks for the library by name and does nothing else.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::usage(
+                thing(),
+                "the NVIDIA driver (libcuda.so.1) in the loader's path",
+                "none",
+                "install the driver, or pass --device cpu",
+            ));
+        }
+        let refused = |e: DriverError| {
+            Error::usage(
+                thing(),
+                "a working NVIDIA driver and a GPU",
+                described(e),
+                "check that nvidia-smi lists the GPU, or pass --device cpu",
+            )
+        };
+        result::init().map_err(refused)?;
+        let devices = CudaContext::device_count().map_err(refused)? as usize;
+        if ordinal >= devices {
+            return Err(Error::usage(
+                thing(),
+                match devices {
+                    0 => "at least one GPU".to_owned(),
+                    1 => "cuda:0, the only GPU".to_owned(),
+                    n => format!("cuda:0 to cuda:{}", n - 1),
+                },
+                format!("{devices} GPUs"),
+                "name a GPU that nvidia-smi lists, or pass --device cpu",
+            ));
+        }
+        let context = CudaContext::new(ordinal).map_err(refused)?;
+        // SAFETY: all work of this crate goes through one stream.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(refused)?;
+        let name = context.name().map_err(refused)?;
+        let capability = context.compute_capability().map_err(refused)?;
+        if capability < OLDEST {
+            return Err(Error::usage(
+                thing(),
+                format!("compute capability {}.{} or newer", OLDEST.0, OLDEST.1),
+                format!("{name} with {}.{}", capability.0, capability.1),
+                "use an Ampere or newer GPU, or pass --device cpu",
+            ));
+        }
+        let multiprocessors = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(refused)? as usize;
+        let mut version = 0;
+        // SAFETY: writes one integer.
+        unsafe { sys::cuDriverGetVersion(&mut version) }
+            .result()
+            .map_err(refused)?;
+        Ok(Self {
+            memory_bytes: context.total_mem().map_err(refused)? as u64,
+            dependent_launches: capability >= (9, 0) && version >= 12_030,
+            cuda: format!("{}.{}", version / 1000, version % 1000 / 10),
+            allocated: Arc::default(),
+            context,
+            stream,
+            ordinal,
+            name,
+            capability,
+            multiprocessors,
+        })
+    }
+
+    /// Whether a driver and at least one GPU are there; no context is made.
+    pub fn any() -> bool {
+        // SAFETY: looks for the library by name and does nothing else.
+        (unsafe { sys::is_culib_present() })
+            && result::init().is_ok()
+            && CudaContext::device_count().is_ok_and(|n| n > 0)
+    }
+
+    /// Bytes free on the card.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let (free, _) = self
+            .context
+            .mem_get_info()
+            .map_err(failed("asking for free memory"))?;
+        Ok(free as u64)
+    }
+
+    /// Bytes held through [`Buffer`]s of this card now, and at most so far.
+    pub fn allocated_bytes(&self) -> (u64, u64) {
+        let Allocated { now, peak } = &*self.allocated;
+        (now.load(Ordering::Relaxed), peak.load(Ordering::Relaxed))
+    }
+
+    /// Device memory of `bytes`, filled with zeros. `what` is named if there is
+    /// too little.
+    pub fn zeros(&self, what: &str, bytes: usize) -> Result<Buffer> {
+        self.bind()?;
+        // SAFETY: a plain allocation; 0 bytes are not asked for.
+        let address = unsafe { result::malloc_sync(bytes.max(16)) }.map_err(|e| {
+            let free = self.free_bytes().unwrap_or_default();
+            if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                Error::usage(
+                    format!("memory of {} for {what}", self.name),
+                    format!("{:.0} MiB", bytes as f64 / MIB),
+                    format!("{:.0} MiB free", free as f64 / MIB),
+                    "close other programs on the GPU, lower --slots or --context, or take a smaller format",
+                )
+            } else {
+                failed("allocating device memory")(e)
+            }
+        })?;
+        let now = self
+            .allocated
+            .now
+            .fetch_add(bytes as u64, Ordering::Relaxed)
+            + bytes as u64;
+        self.allocated.peak.fetch_max(now, Ordering::Relaxed);
+        let buffer = Buffer {
+            address,
+            bytes,
+            card: self.clone(),
+        };
+        // SAFETY: the allocation holds that many bytes.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
+            .map_err(failed("clearing device memory"))?;
+        Ok(buffer)
+    }
+
+    /// Device memory with a copy of `values`.
+    pub fn copied<T: Plain>(&self, what: &str, values: &[T]) -> Result<Buffer> {
+        let buffer = self.zeros(what, size_of_val(values))?;
+        self.upload(&buffer, 0, values)?;
+        Ok(buffer)
+    }
+
+    /// Copies `values` to byte `offset` of `to`; the host may reuse them when
+    /// this returns.
+    pub fn upload<T: Plain>(&self, to: &Buffer, offset: usize, values: &[T]) -> Result<()> {
+        assert!(offset + size_of_val(values) <= to.bytes, "an upload fits");
+        self.bind()?;
+        // SAFETY: checked above; pageable memory is staged before the call returns.
+        unsafe {
+            result::memcpy_htod_async(to.address + offset as u64, values, self.stream.cu_stream())
+        }
+        .map_err(failed("copying to the device"))
+    }
+
+    /// Copies `count` values from byte `offset` of `from`, after all work so far.
+    pub fn download<T: Plain>(&self, from: &Buffer, offset: usize, count: usize) -> Result<Vec<T>> {
+        assert!(
+            offset + count * size_of::<T>() <= from.bytes,
+            "a download fits"
+        );
+        self.bind()?;
+        let mut values: Vec<T> = Vec::with_capacity(count);
+        // SAFETY: any bytes are a value of T, and the copy fills all of them
+        // before they are read.
+        unsafe {
+            let room = std::slice::from_raw_parts_mut(values.as_mut_ptr(), count);
+            result::memcpy_dtoh_async(room, from.address + offset as u64, self.stream.cu_stream())
+                .map_err(failed("copying from the device"))?;
+            self.wait("copying from the device")?;
+            values.set_len(count);
+        }
+        Ok(values)
+    }
+
+    /// Page-locked memory of `length` zeros.
+    pub fn pinned<T: Plain>(&self, length: usize) -> Result<Pinned<T>> {
+        self.bind()?;
+        let bytes = (length * size_of::<T>()).max(16);
+        // SAFETY: a plain allocation, cleared before use.
+        let address = unsafe {
+            let address =
+                result::malloc_host(bytes, 0).map_err(failed("allocating page-locked memory"))?;
+            std::ptr::write_bytes(address.cast::<u8>(), 0, bytes);
+            address.cast::<T>()
+        };
+        Ok(Pinned {
+            address,
+            length,
+            card: self.clone(),
+        })
+    }
+
+    /// Copies the first `count` values of `from` to `to` without waiting.
+    /// `from` must not change before the copy is done.
+    pub fn upload_pinned<T: Plain>(
+        &self,
+        to: &Buffer,
+        from: &Pinned<T>,
+        count: usize,
+    ) -> Result<()> {
+        assert!(
+            count <= from.length && count * size_of::<T>() <= to.bytes,
+            "an upload fits"
+        );
+        self.bind()?;
+        let values = &from.values()[..count];
+        // SAFETY: checked above.
+        unsafe { result::memcpy_htod_async(to.address, values, self.stream.cu_stream()) }
+            .map_err(failed("copying to the device"))
+    }
+
+    /// Launches `kernel` on `grid` blocks with `shared` bytes of dynamic shared
+    /// memory. What the kernel itself does wrong shows in a later call.
+    pub fn launch(
+        &self,
+        kernel: &Kernel,
+        grid: (u32, u32, u32),
+        threads: u32,
+        shared: u32,
+        arguments: Arguments,
+    ) -> Result<()> {
+        self.bind()?;
+        let Arguments { mut data, at } = arguments;
+        let base = data.as_mut_ptr();
+        // SAFETY: every offset lies in `data`.
+        let mut pointers: Vec<*mut c_void> = at
+            .iter()
+            .map(|&at| unsafe { base.add(at) }.cast())
+            .collect();
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.0,
+            gridDimY: grid.1,
+            gridDimZ: grid.2,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(self.dependent_launches),
+        };
+        // SAFETY: the caller passes what the kernel declares; every kernel waits
+        // for the one before it before it touches what that one wrote.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                kernel.function,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        launched.result().map_err(|e| {
+            Error::engine(
+                format!(
+                    "launching kernel {} on {} ({}, {}, {} blocks of {threads} threads)",
+                    kernel.name, self.name, grid.0, grid.1, grid.2
+                ),
+                described(e),
+            )
+        })
+    }
+
+    /// Waits until all work so far is done. An error names `doing`, the kernels
+    /// among them.
+    pub fn wait(&self, doing: &str) -> Result<()> {
+        self.stream.synchronize().map_err(failed(doing))
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context
+            .bind_to_thread()
+            .map_err(failed("binding the device's context"))
+    }
+
+    /// Lets blocks of `function` use `bytes` of shared memory.
+    pub(super) fn allow_shared(&self, function: sys::CUfunction, bytes: u32) -> Result<()> {
+        let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: a valid function of this context.
+        unsafe { sys::cuFuncSetAttribute(function, which, bytes as i32) }
+            .result()
+            .map_err(failed("raising the limit of shared memory"))
+    }
+
+    /// Shared memory that one block can have at most, in bytes.
+    pub(super) fn most_shared(&self) -> Result<u32> {
+        let which = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let bytes = self
+            .context
+            .attribute(which)
+            .map_err(failed("asking for the limit of shared memory"))?;
+        Ok(bytes as u32)
+    }
+}
+
+impl Buffer {
+    /// Address on the device, for arguments.
+    pub fn at(&self, offset: usize) -> u64 {
+        debug_assert!(offset <= self.bytes, "an address inside its buffer");
+        self.address + offset as u64
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.card
+            .allocated
+            .now
+            .fetch_sub(self.bytes as u64, Ordering::Relaxed);
+        if self.card.bind().is_ok() {
+            // SAFETY: allocated by `zeros`, freed once; freeing waits for the device.
+            let freed = unsafe { result::free_sync(self.address) };
+            if let Err(e) = freed {
+                tracing::warn!("freeing device memory: {}", described(e));
+            }
+        }
+    }
+}
+
+impl<T: Plain> Pinned<T> {
+    /// What the memory holds now. The device may be writing; wait first.
+    pub fn values(&self) -> &[T] {
+        // SAFETY: allocated with this length and cleared; any bytes are values.
+        unsafe { std::slice::from_raw_parts(self.address, self.length) }
+    }
+
+    pub fn values_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.address, self.length) }
+    }
+
+    /// The same address serves the device.
+    pub fn address(&self) -> u64 {
+        self.address as u64
+    }
+}
+
+impl<T: Plain> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        if self.card.bind().is_ok() {
+            // SAFETY: allocated by `pinned`, freed once.
+            if let Err(e) = unsafe { result::free_host(self.address.cast()) } {
+                tracing::warn!("freeing page-locked memory: {}", described(e));
+            }
+        }
+    }
+}
+
+/// What the driver says about an error.
+pub(super) fn described(e: DriverError) -> String {
+    let name = e
+        .error_name()
+        .ok()
+        .and_then(|s| s.to_str().ok().map(str::to_owned));
+    let text = e
+        .error_string()
+        .ok()
+        .and_then(|s| s.to_str().ok().map(str::to_owned));
+    match (name, text) {
+        (Some(name), Some(text)) => format!("{name} ({text})"),
+        _ => format!("{e:?}"),
+    }
+}
+
+/// Turns a driver's error into one that says what was being done.
+pub(super) fn failed(doing: &str) -> impl Fn(DriverError) -> Error + '_ {
+    move |e| Error::engine(doing, described(e))
+}
+
+/// Where compiled kernels are kept: `LLAMA_QUANT_CACHE`, the user's cache
+/// folder, or the folder for temporary files.
+pub(super) fn cache_folder() -> std::path::PathBuf {
+    let named = std::env::var_os("LLAMA_QUANT_CACHE").map(std::path::PathBuf::from);
+    let user = || {
+        let xdg = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from);
+        let home = || Some(Path::new(&std::env::var_os("HOME")?).join(".cache"));
+        Some(xdg.or_else(home)?.join("llama-quant"))
+    };
+    named
+        .or_else(user)
+        .unwrap_or_else(|| std::env::temp_dir().join("llama-quant"))
+}

@@ -1,0 +1,668 @@
+//! The GPU's [`Decoder`]: slots in one cache, prefill on packed ragged tokens,
+//! decode as one captured graph for each batch size.
+
+use std::collections::HashMap;
+
+use cudarc::driver::CudaGraph;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+
+use super::card::{Arguments, Buffer, Card, Pinned, Plain, failed};
+use super::kernels::{ATTENTION, Kernels, QUANTISE, TOKEN};
+use super::model::{Layer, Model, check as check_shape};
+use super::product::{Output, Products, What, programs};
+use crate::engine::decoder::{Decoder, Segment, check};
+use crate::error::{Error, Result};
+use crate::quant::{Compute, Format};
+use crate::source::config::Config;
+use crate::source::origin::Origin;
+
+/// Most sequences of one decode step.
+pub const MOST_SEQUENCES: usize = 512;
+/// Most tokens of one prefill call to the device; more go in pieces.
+const CHUNK_TOKENS: usize = 4096;
+/// Most rows of logits kept at once.
+const LOGIT_ROWS: usize = 256;
+/// Positions of the cache that attention takes at a time.
+const CHUNK_POSITIONS: usize = 64;
+/// Memory left to the driver and to other programs.
+const RESERVE: u64 = 512 << 20;
+
+/// Mirrors the kernels' `Stretch`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    row: i32,
+    length: i32,
+    slot: i32,
+    start: i32,
+}
+
+// SAFETY: integers without gaps, as the kernels declare them.
+unsafe impl Plain for Stretch {}
+
+/// Activations of one call.
+struct Workspace {
+    /// Tokens that it has room for.
+    rows: usize,
+    tokens: Buffer,
+    slots: Buffer,
+    positions: Buffer,
+    /// Rows whose logits are wanted.
+    wanted: Buffer,
+    stretches: Buffer,
+    /// The residual stream, f32.
+    x: Buffer,
+    /// Inputs of the products, 16-bit.
+    h: Buffer,
+    qkv: Buffer,
+    q: Buffer,
+    act: Buffer,
+    /// Chunks of attention before they are merged.
+    partial: Buffer,
+    /// Ranks of the likeliest tokens.
+    best: Buffer,
+    /// None until logits are asked for.
+    logits: Option<Buffer>,
+    /// Chosen tokens, written by the device.
+    chosen: Pinned<u32>,
+    /// Tokens, slots and positions of a decode step.
+    step: Pinned<u32>,
+}
+
+/// What is held on the card, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    pub weights: u64,
+    pub cache: u64,
+    pub workspace: u64,
+    /// All buffers together, now and at most so far.
+    pub allocated: u64,
+    pub peak: u64,
+}
+
+/// A model on the card with its key-value cache.
+pub struct CudaEngine {
+    // Graphs refer to everything below and go first.
+    graphs: HashMap<(usize, usize), CudaGraph>,
+    work: Workspace,
+    model: Model,
+    /// `[layers][slots + 1][kv_heads][context][head_dim]` FP16; the last slot
+    /// takes what padding rows write.
+    keys: Buffer,
+    values: Buffer,
+    products: Products,
+    kernels: Kernels,
+    card: Card,
+    held: Vec<usize>,
+    context: usize,
+}
+
+/// How a call's attention runs.
+#[derive(Clone, Copy)]
+enum Attention {
+    /// This many stretches of up to 64 tokens.
+    Prefill(usize),
+    /// One token a row, caches of up to this many chunks.
+    Decode(usize),
+}
+
+impl CudaEngine {
+    /// A model of shape `config` on `card`, packed in `format` from `weights`,
+    /// with slots for up to `slots` sequences of `context` tokens: as many as
+    /// there is memory for.
+    ///
+    /// # Errors
+    /// If the shape, the compute type or the memory does not allow it.
+    pub fn new(
+        card: &Card,
+        config: Config,
+        weights: &Origin,
+        format: Format,
+        compute: Compute,
+        slots: usize,
+        context: usize,
+    ) -> Result<Self> {
+        check_shape(&config)?;
+        if compute == Compute::F32
+            || (compute == Compute::Bf16 && !matches!(format, Format::Bnb4 { .. }))
+        {
+            return Err(Error::usage(
+                "compute type",
+                "FP16, or BF16 with a 4-bit format, on a GPU",
+                format!("{compute:?} with {format}"),
+                "pass --device cpu",
+            ));
+        }
+        let mut wanted = vec![QUANTISE, TOKEN, ATTENTION];
+        wanted.extend(programs(format, compute));
+        let kernels = Kernels::load(card, &wanted)?;
+        let context = context.next_multiple_of(CHUNK_POSITIONS);
+        let model = Model::load(card, &kernels, config, weights, format, compute, context)?;
+        let rows = CHUNK_TOKENS.min((slots * context).next_multiple_of(128));
+        let work = Workspace::new(card, &model, rows, slots.min(MOST_SEQUENCES), context)?;
+        let config = &model.config;
+        let slot_bytes = 2 * config.kv_heads * context * config.head_dim * config.layers;
+        let free = card.free_bytes()?.saturating_sub(RESERVE) as usize;
+        let fit = (free / (2 * slot_bytes)).saturating_sub(1).clamp(1, slots);
+        let keys = card.zeros("keys", (fit + 1) * slot_bytes)?;
+        let values = card.zeros("values", (fit + 1) * slot_bytes)?;
+        // Loaded now, since a function cannot be loaded while a graph is captured.
+        let parts = ["prefill", "decode", "combine"];
+        let attention = parts.map(|part| format!("attention_{part}_{}", config.head_dim));
+        let others = [
+            "embed",
+            "rms_norm",
+            "rope_cache",
+            "choose",
+            "quantise_tokens",
+        ];
+        for name in attention.iter().map(String::as_str).chain(others) {
+            kernels.get(name)?;
+        }
+        let linears = config.layer_linears();
+        let widest = linears.iter().map(|&(_, _, columns)| columns).max();
+        let products = Products::new(
+            card,
+            &kernels,
+            format,
+            compute,
+            work.rows,
+            widest.unwrap_or_default(),
+            model.largest_linear(),
+        )?;
+        card.wait("preparing the engine")?;
+        Ok(Self {
+            graphs: HashMap::new(),
+            work,
+            model,
+            keys,
+            values,
+            products,
+            kernels,
+            card: card.clone(),
+            held: vec![0; fit],
+            context,
+        })
+    }
+
+    /// The weights this engine runs.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What is held on the card.
+    pub fn held_bytes(&self) -> Held {
+        let (allocated, peak) = self.card.allocated_bytes();
+        let weights = self.model.held_bytes() as u64;
+        let cache = (self.keys.bytes() + self.values.bytes()) as u64;
+        Held {
+            weights,
+            cache,
+            workspace: allocated - weights - cache,
+            allocated,
+            peak,
+        }
+    }
+
+    fn norm(
+        &self,
+        rows: Option<&Buffer>,
+        count: usize,
+        weight: &Buffer,
+        bf16: bool,
+        best: bool,
+    ) -> Result<()> {
+        let arguments = Arguments::new()
+            .with(self.work.x.at(0))
+            .with(rows.map_or(0, |b| b.at(0)))
+            .with(weight.at(0))
+            .with(self.model.config.rms_norm_eps)
+            .with(self.model.config.hidden as i32)
+            .with(self.work.h.at(0))
+            .with(i32::from(bf16))
+            .with(if best { self.work.best.at(0) } else { 0 });
+        self.kernels
+            .launch("rms_norm", (count, 1, 1), 256, 0, arguments)
+    }
+
+    /// Embeds `rows` tokens and runs the layers on them.
+    fn layers(&self, rows: usize, attention: Attention) -> Result<()> {
+        let (config, work) = (&self.model.config, &self.work);
+        let table = &self.model.embedding;
+        let arguments = Arguments::new()
+            .with(table.weight.at(0))
+            .with(work.tokens.at(0))
+            .with(work.x.at(0))
+            .with(config.hidden as i32);
+        self.kernels
+            .launch("embed", (rows, 1, 1), 256, 0, arguments)?;
+        for (i, layer) in self.model.layers.iter().enumerate() {
+            self.layer(i, layer, rows, attention)?;
+        }
+        Ok(())
+    }
+
+    fn layer(&self, i: usize, layer: &Layer, rows: usize, attention: Attention) -> Result<()> {
+        let (config, work) = (&self.model.config, &self.work);
+        let bf16 = self.model.compute == Compute::Bf16;
+        let h = work.h.at(0);
+        let store = Output {
+            to: work.qkv.at(0),
+            ..Output::default()
+        };
+        let add = Output {
+            to: work.x.at(0),
+            ..Output::default()
+        };
+        let swiglu = Output {
+            act: work.act.at(0),
+            act_bf16: i32::from(bf16),
+            ..Output::default()
+        };
+        self.norm(None, rows, &layer.input_norm, bf16, false)?;
+        self.products.run(&layer.qkv, h, rows, What::Store, store)?;
+        let layer_bytes = self.keys.bytes() / config.layers;
+        let (keys, values) = (
+            self.keys.at(i * layer_bytes),
+            self.values.at(i * layer_bytes),
+        );
+        let arguments = Arguments::new()
+            .with(work.qkv.at(0))
+            .with(work.slots.at(0))
+            .with(work.positions.at(0))
+            .with(self.model.cosines.at(0))
+            .with(self.model.sines.at(0))
+            .with(config.heads as i32)
+            .with(config.kv_heads as i32)
+            .with(config.head_dim as i32)
+            .with(self.context as i32)
+            .with(work.q.at(0))
+            .with(keys)
+            .with(values);
+        self.kernels
+            .launch("rope_cache", (rows, 1, 1), 256, 0, arguments)?;
+        self.attention(keys, values, rows, attention, bf16)?;
+        self.products.run(&layer.o, h, rows, What::Add, add)?;
+        self.norm(None, rows, &layer.post_attention_norm, bf16, false)?;
+        self.products
+            .run(&layer.gate_up, h, rows, What::SwiGlu, swiglu)?;
+        self.products
+            .run(&layer.down, work.act.at(0), rows, What::Add, add)
+    }
+
+    fn attention(
+        &self,
+        keys: u64,
+        values: u64,
+        rows: usize,
+        attention: Attention,
+        bf16: bool,
+    ) -> Result<()> {
+        let (config, work) = (&self.model.config, &self.work);
+        let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        match attention {
+            Attention::Prefill(stretches) => {
+                let arguments = Arguments::new()
+                    .with(work.q.at(0))
+                    .with(work.stretches.at(0))
+                    .with(keys)
+                    .with(values)
+                    .with(heads as i32)
+                    .with(kv_heads as i32)
+                    .with(self.context as i32)
+                    .with(scale)
+                    .with(work.h.at(0))
+                    .with(i32::from(bf16));
+                let shared = 2 * 2 * CHUNK_POSITIONS * head_dim * 2;
+                let name = format!("attention_prefill_{head_dim}");
+                self.kernels
+                    .launch(&name, (stretches, heads, 1), 128, shared, arguments)
+            }
+            Attention::Decode(chunks) => {
+                let warps = 256 / head_dim;
+                let arguments = Arguments::new()
+                    .with(work.q.at(0))
+                    .with(work.slots.at(0))
+                    .with(work.positions.at(0))
+                    .with(keys)
+                    .with(values)
+                    .with(heads as i32)
+                    .with(kv_heads as i32)
+                    .with(self.context as i32)
+                    .with(chunks as i32)
+                    .with(scale)
+                    .with(work.partial.at(0));
+                let shared = warps * 2 * CHUNK_POSITIONS * head_dim * 2;
+                let name = format!("attention_decode_{head_dim}");
+                let grid = (chunks.div_ceil(warps), kv_heads, rows);
+                self.kernels
+                    .launch(&name, grid, 32 * warps, shared, arguments)?;
+                let arguments = Arguments::new()
+                    .with(work.partial.at(0))
+                    .with(work.positions.at(0))
+                    .with(heads as i32)
+                    .with(chunks as i32)
+                    .with(work.h.at(0))
+                    .with(i32::from(bf16));
+                let name = format!("attention_combine_{head_dim}");
+                self.kernels
+                    .launch(&name, (heads.div_ceil(4), rows, 1), 128, 0, arguments)
+            }
+        }
+    }
+
+    /// The final norm and the head on `count` rows; the rows are those listed in
+    /// `wanted`, or the first ones.
+    fn head(&self, wanted: bool, count: usize, logits: bool) -> Result<()> {
+        let rows = wanted.then_some(&self.work.wanted);
+        self.norm(rows, count, &self.model.norm, false, true)?;
+        let out = Output {
+            to: match &self.work.logits {
+                Some(buffer) if logits => buffer.at(0),
+                _ => 0,
+            },
+            best: self.work.best.at(0),
+            ..Output::default()
+        };
+        self.products.run(
+            self.model.head(),
+            self.work.h.at(0),
+            count,
+            What::Likeliest,
+            out,
+        )
+    }
+
+    /// Brings one piece of a prefill to the card and runs its layers.
+    fn run_piece(&self, piece: &[Segment<'_>]) -> Result<usize> {
+        let (mut tokens, mut slots, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stretches = Vec::new();
+        for segment in piece {
+            for at in (0..segment.tokens.len()).step_by(64) {
+                stretches.push(Stretch {
+                    row: (tokens.len() + at) as i32,
+                    length: (segment.tokens.len() - at).min(64) as i32,
+                    slot: segment.slot as i32,
+                    start: (segment.start + at) as i32,
+                });
+            }
+            tokens.extend_from_slice(segment.tokens);
+            let end = segment.start + segment.tokens.len();
+            positions.extend((segment.start..end).map(|p| p as i32));
+            slots.resize(tokens.len(), segment.slot as i32);
+        }
+        self.card.upload(&self.work.tokens, 0, &tokens)?;
+        self.card.upload(&self.work.slots, 0, &slots)?;
+        self.card.upload(&self.work.positions, 0, &positions)?;
+        self.card.upload(&self.work.stretches, 0, &stretches)?;
+        self.layers(tokens.len(), Attention::Prefill(stretches.len()))?;
+        Ok(tokens.len())
+    }
+
+    /// Runs the segments and returns the likeliest next tokens.
+    fn run(&mut self, segments: &[Segment<'_>]) -> Result<Vec<u32>> {
+        let mut next = vec![0; segments.len()];
+        for piece in pieces(segments, self.work.rows) {
+            let parts: Vec<Segment<'_>> = piece.iter().map(|part| part.segment).collect();
+            self.run_piece(&parts)?;
+            let mut wanted = Vec::new();
+            let mut row = 0;
+            for part in &piece {
+                row += part.segment.tokens.len() as i32;
+                if part.last {
+                    wanted.push(row - 1);
+                }
+            }
+            if wanted.is_empty() {
+                continue;
+            }
+            self.card.upload(&self.work.wanted, 0, &wanted)?;
+            self.head(true, wanted.len(), false)?;
+            let best: Vec<u64> = self.card.download(&self.work.best, 0, wanted.len())?;
+            let ended = piece.iter().filter(|part| part.last);
+            for (part, best) in ended.zip(best) {
+                next[part.of] = u32::MAX - best as u32;
+            }
+        }
+        Ok(next)
+    }
+
+    fn run_logits(&mut self, segments: &[Segment<'_>]) -> Result<Vec<f32>> {
+        let vocab = self.vocab();
+        if self.work.logits.is_none() {
+            let bytes = 4 * LOGIT_ROWS * vocab;
+            self.work.logits = Some(self.card.zeros("logits", bytes)?);
+        }
+        let mut all = Vec::new();
+        for piece in pieces(segments, LOGIT_ROWS.min(self.work.rows)) {
+            let parts: Vec<Segment<'_>> = piece.iter().map(|part| part.segment).collect();
+            let rows = self.run_piece(&parts)?;
+            self.head(false, rows, true)?;
+            if let Some(logits) = &self.work.logits {
+                all.extend(self.card.download::<f32>(logits, 0, rows * vocab)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// One token for each row, through the graph of the next larger batch.
+    fn run_step(&mut self, rows: &[(usize, u32, usize)]) -> Result<Vec<u32>> {
+        let batch = bucket(rows.len());
+        let longest = rows
+            .iter()
+            .map(|&(_, _, position)| position)
+            .max()
+            .unwrap_or(0);
+        let most = self.context / CHUNK_POSITIONS;
+        let chunks = (longest / CHUNK_POSITIONS + 1)
+            .next_power_of_two()
+            .clamp(4.min(most), most);
+        let idle = self.held.len() as u32;
+        let step = self.work.step.values_mut();
+        for i in 0..batch {
+            let (slot, token, position) = rows
+                .get(i)
+                .map_or((idle, 0, 0), |&(s, t, p)| (s as u32, t, p as u32));
+            step[i] = token;
+            step[batch + i] = slot;
+            step[2 * batch + i] = position;
+        }
+        // The copies stay outside the graph, which is kept for a batch size.
+        let values = self.work.step.values();
+        self.card.upload(&self.work.tokens, 0, &values[..batch])?;
+        self.card
+            .upload(&self.work.slots, 0, &values[batch..2 * batch])?;
+        self.card
+            .upload(&self.work.positions, 0, &values[2 * batch..3 * batch])?;
+        if !self.graphs.contains_key(&(batch, chunks)) {
+            let graph = self.capture(batch, chunks)?;
+            self.graphs.insert((batch, chunks), graph);
+        }
+        self.graphs[&(batch, chunks)]
+            .launch()
+            .map_err(failed("launching a decode step"))?;
+        self.card.wait("running a decode step")?;
+        Ok(self.work.chosen.values()[..rows.len()].to_vec())
+    }
+
+    /// Captures one decode step of `batch` rows.
+    fn capture(&self, batch: usize, chunks: usize) -> Result<CudaGraph> {
+        let stream = self.card.stream();
+        stream
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(failed("starting to capture a decode step"))?;
+        let captured = self.step_kernels(batch, chunks);
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = stream
+            .end_capture(flags)
+            .map_err(failed("capturing a decode step"));
+        captured?;
+        graph?.ok_or_else(|| Error::engine("capturing a decode step", "an empty graph"))
+    }
+
+    fn step_kernels(&self, batch: usize, chunks: usize) -> Result<()> {
+        self.layers(batch, Attention::Decode(chunks))?;
+        self.head(false, batch, false)?;
+        let arguments = Arguments::new()
+            .with(self.work.best.at(0))
+            .with(batch as i32)
+            .with(self.work.tokens.at(0))
+            .with(self.work.positions.at(0))
+            .with(self.work.chosen.address());
+        self.kernels
+            .launch("choose", (batch.div_ceil(256), 1, 1), 256, 0, arguments)
+    }
+
+    /// Runs `run` and keeps count of what the slots hold; after a failure a slot
+    /// holds what comes before its segment.
+    fn counted<T>(
+        &mut self,
+        segments: &[Segment<'_>],
+        run: impl FnOnce(&mut Self, &[Segment<'_>]) -> Result<T>,
+    ) -> Result<T> {
+        check(self, segments)?;
+        let result = run(self, segments);
+        for segment in segments {
+            let ran = if result.is_ok() {
+                segment.tokens.len()
+            } else {
+                0
+            };
+            self.held[segment.slot] = segment.start + ran;
+        }
+        result
+    }
+}
+
+impl Decoder for CudaEngine {
+    fn slots(&self) -> usize {
+        self.held.len()
+    }
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn held(&self, slot: usize) -> usize {
+        self.held[slot]
+    }
+
+    fn vocab(&self) -> usize {
+        self.model.config.vocab
+    }
+
+    fn prefill(&mut self, segments: &[Segment<'_>]) -> Result<Vec<u32>> {
+        self.counted(segments, |engine, segments| {
+            if segments.iter().any(|segment| segment.tokens.len() > 1) {
+                return engine.run(segments);
+            }
+            let mut next = Vec::with_capacity(segments.len());
+            for group in segments.chunks(MOST_SEQUENCES) {
+                let rows: Vec<(usize, u32, usize)> = group
+                    .iter()
+                    .map(|s| (s.slot, s.tokens[0], s.start))
+                    .collect();
+                next.extend(engine.run_step(&rows)?);
+            }
+            Ok(next)
+        })
+    }
+
+    fn logits(&mut self, segments: &[Segment<'_>]) -> Result<Vec<f32>> {
+        self.counted(segments, Self::run_logits)
+    }
+}
+
+/// A part of a segment, at most one piece long.
+struct PiecePart<'a> {
+    segment: Segment<'a>,
+    /// Which segment of the call it belongs to.
+    of: usize,
+    /// Whether the segment ends here.
+    last: bool,
+}
+
+/// The segments in pieces of at most `rows` tokens.
+fn pieces<'a>(segments: &[Segment<'a>], rows: usize) -> Vec<Vec<PiecePart<'a>>> {
+    let mut pieces: Vec<Vec<PiecePart<'a>>> = Vec::new();
+    let mut room = 0;
+    for (of, segment) in segments.iter().enumerate() {
+        let mut at = 0;
+        while at < segment.tokens.len() {
+            if room == 0 {
+                pieces.push(Vec::new());
+                room = rows;
+            }
+            let length = (segment.tokens.len() - at).min(room);
+            let part = PiecePart {
+                segment: Segment {
+                    slot: segment.slot,
+                    start: segment.start + at,
+                    tokens: &segment.tokens[at..at + length],
+                },
+                of,
+                last: at + length == segment.tokens.len(),
+            };
+            if let Some(piece) = pieces.last_mut() {
+                piece.push(part);
+            }
+            at += length;
+            room -= length;
+        }
+    }
+    pieces
+}
+
+/// The batch size whose graph serves `rows` sequences: powers of two and the
+/// steps halfway between them.
+fn bucket(rows: usize) -> usize {
+    let above = rows.next_power_of_two();
+    let between = above / 4 * 3;
+    if above >= 8 && rows <= between {
+        between
+    } else {
+        above
+    }
+}
+
+impl Workspace {
+    /// Room for `rows` tokens of prefill and `sequences` of decode.
+    fn new(
+        card: &Card,
+        model: &Model,
+        rows: usize,
+        sequences: usize,
+        context: usize,
+    ) -> Result<Self> {
+        let config = &model.config;
+        let rows = rows
+            .max(sequences.next_power_of_two())
+            .next_multiple_of(128);
+        let what = "activations; the workspace";
+        let zeros = |bytes: usize| card.zeros(what, bytes);
+        let q_width = config.heads * config.head_dim;
+        let kv_width = config.kv_heads * config.head_dim;
+        let widest = config.hidden.max(q_width);
+        let chunks = context / CHUNK_POSITIONS;
+        let batch = sequences.next_power_of_two();
+        Ok(Self {
+            rows,
+            tokens: zeros(4 * rows)?,
+            slots: zeros(4 * rows)?,
+            positions: zeros(4 * rows)?,
+            wanted: zeros(4 * rows)?,
+            stretches: zeros(16 * rows)?,
+            x: zeros(4 * rows * config.hidden)?,
+            h: zeros(2 * rows * widest)?,
+            qkv: zeros(4 * rows * (q_width + 2 * kv_width))?,
+            q: zeros(2 * rows * q_width)?,
+            act: zeros(2 * rows * config.intermediate)?,
+            partial: zeros(4 * batch * config.heads * chunks * (config.head_dim + 2))?,
+            best: zeros(8 * rows)?,
+            logits: None,
+            chosen: card.pinned(batch.max(1))?,
+            step: card.pinned(3 * batch.max(1))?,
+        })
+    }
+}

@@ -1,0 +1,355 @@
+//! The programs that run on the card: compiled by NVRTC for the card found and
+//! kept on disk under a hash of everything that could change them.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use cudarc::driver::result;
+use cudarc::nvrtc::sys as nvrtc;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::card::{Arguments, Card, Kernel, cache_folder, failed};
+use crate::error::{Error, Result};
+use crate::record::replace;
+use crate::source::hex;
+
+/// A source with one of its sets of kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Program {
+    pub name: &'static str,
+    source: &'static str,
+    /// The macro that chooses the set, if the source has several.
+    define: Option<&'static str>,
+}
+
+const COMMON: &str = include_str!("kernels/common.cuh");
+const PRODUCT: &str = include_str!("kernels/product.cu");
+
+/// Declares a program made from `product.cu`.
+const fn product(name: &'static str, define: &'static str) -> Program {
+    Program {
+        name,
+        source: PRODUCT,
+        define: Some(define),
+    }
+}
+
+pub const QUANTISE: Program = Program {
+    name: "quantise",
+    source: include_str!("kernels/quantise.cu"),
+    define: None,
+};
+pub const TOKEN: Program = Program {
+    name: "token",
+    source: include_str!("kernels/token.cu"),
+    define: None,
+};
+pub const ATTENTION: Program = Program {
+    name: "attention",
+    source: include_str!("kernels/attention.cu"),
+    define: None,
+};
+pub const FEW_F16: Program = product("few_f16", "FEW_F16");
+pub const FEW_4BIT: Program = product("few_bit4", "FEW_4BIT");
+pub const FEW_4BIT_BF16: Program = product("few_bit4_bf16", "FEW_4BIT_BF16");
+pub const FEW_INT8: Program = product("few_int8", "FEW_INT8");
+pub const MANY_F16: Program = product("many_f16", "MANY_F16");
+pub const MANY_BF16: Program = product("many_bf16", "MANY_BF16");
+pub const MANY_INT8: Program = product("many_int8", "MANY_INT8");
+
+/// Every program there is.
+pub const PROGRAMS: [Program; 10] = [
+    QUANTISE,
+    TOKEN,
+    ATTENTION,
+    FEW_F16,
+    FEW_4BIT,
+    FEW_4BIT_BF16,
+    FEW_INT8,
+    MANY_F16,
+    MANY_BF16,
+    MANY_INT8,
+];
+
+/// Marks a cached file of this layout: the mark, SHA-256 of the code, the code.
+const MARK: &[u8; 8] = b"lqcubin1";
+
+impl Program {
+    /// Machine code for compute capability `capability`.
+    ///
+    /// # Errors
+    /// If NVRTC is not there or refuses the source; its log is in the error.
+    pub fn compile(&self, capability: (i32, i32)) -> Result<Vec<u8>> {
+        version()?;
+        let name = CString::new(format!("{}.cu", self.name)).expect("a name without zeros");
+        let source = CString::new(self.text()).expect("a source without zeros");
+        let options: Vec<CString> = self
+            .options(capability)
+            .into_iter()
+            .map(|option| CString::new(option).expect("an option without zeros"))
+            .collect();
+        let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
+        let failed = |log: String| {
+            Error::engine(
+                format!(
+                    "compiling {}.cu for compute capability {}.{}",
+                    self.name, capability.0, capability.1
+                ),
+                log,
+            )
+        };
+        let mut program = std::ptr::null_mut();
+        // SAFETY: the strings live until the program is destroyed, and buffers
+        // have the sizes that NVRTC asked for.
+        unsafe {
+            nvrtc::nvrtcCreateProgram(
+                &mut program,
+                source.as_ptr(),
+                name.as_ptr(),
+                0,
+                std::ptr::null(),
+                std::ptr::null(),
+            )
+            .result()
+            .map_err(|e| failed(format!("{e:?}")))?;
+            let compiled =
+                nvrtc::nvrtcCompileProgram(program, pointers.len() as i32, pointers.as_ptr())
+                    .result();
+            let code = match compiled {
+                Ok(()) => code(program).map_err(failed),
+                Err(e) => Err(failed(format!("{e:?}: {}", log(program)))),
+            };
+            nvrtc::nvrtcDestroyProgram(&mut program);
+            code
+        }
+    }
+
+    /// Machine code from the cache in `folder`, or compiled and kept there. A
+    /// damaged entry is compiled again.
+    pub fn cached(&self, capability: (i32, i32), folder: &Path) -> Result<Vec<u8>> {
+        let path = self.path(capability, folder)?;
+        if let Some(code) = fs::read(&path).ok().and_then(|bytes| unwrapped(&bytes)) {
+            return Ok(code);
+        }
+        let code = self.compile(capability)?;
+        let mut bytes = MARK.to_vec();
+        bytes.extend(Sha256::digest(&code));
+        bytes.extend(&code);
+        // The file appears whole or not at all, so that processes that start at
+        // once do not disturb each other. A cache that cannot be written only
+        // costs time.
+        if let Err(e) = replace(&path, &bytes) {
+            tracing::warn!("the compiled kernel is not kept: {e}");
+        }
+        Ok(code)
+    }
+
+    /// Where the cache keeps this program.
+    pub fn path(&self, capability: (i32, i32), folder: &Path) -> Result<PathBuf> {
+        let mut hash = Sha256::new();
+        hash.update(self.text());
+        for option in self.options(capability) {
+            hash.update(option);
+            hash.update([0]);
+        }
+        hash.update(format!("{:?}", version()?));
+        let key = hex(&hash.finalize());
+        Ok(folder.join(format!("{}-{}.cubin", self.name, &key[..16])))
+    }
+
+    fn text(&self) -> String {
+        format!("{COMMON}\n{}", self.source)
+    }
+
+    fn options(&self, capability: (i32, i32)) -> Vec<String> {
+        let mut options = vec![
+            format!("--gpu-architecture=sm_{}{}", capability.0, capability.1),
+            "--std=c++17".to_owned(),
+            "--fmad=false".to_owned(),
+        ];
+        options.extend(self.define.map(|define| format!("--define-macro={define}")));
+        options
+    }
+}
+
+/// The code of a cached file, none if it is damaged.
+fn unwrapped(bytes: &[u8]) -> Option<Vec<u8>> {
+    let rest = bytes.strip_prefix(MARK)?;
+    let (sum, code) = rest.split_at_checked(32)?;
+    (Sha256::digest(code).as_slice() == sum).then(|| code.to_vec())
+}
+
+/// Major and minor version of NVRTC.
+fn version() -> Result<(i32, i32)> {
+    // SAFETY: looks for the library by name, and writes two integers.
+    unsafe {
+        if !nvrtc::is_culib_present() {
+            return Err(Error::usage(
+                "CUDA's run-time compiler",
+                "libnvrtc.so in the loader's path",
+                "none",
+                "install the CUDA toolkit, or `pip install nvidia-cuda-nvrtc` and add its lib folder to LD_LIBRARY_PATH",
+            ));
+        }
+        let (mut major, mut minor) = (0, 0);
+        nvrtc::nvrtcVersion(&mut major, &mut minor)
+            .result()
+            .map_err(|e| Error::engine("asking NVRTC for its version", format!("{e:?}")))?;
+        Ok((major, minor))
+    }
+}
+
+/// # Safety
+/// `program` was compiled.
+unsafe fn code(program: nvrtc::nvrtcProgram) -> std::result::Result<Vec<u8>, String> {
+    let mut size = 0;
+    // SAFETY: the buffer has the size that NVRTC says.
+    unsafe {
+        nvrtc::nvrtcGetCUBINSize(program, &mut size)
+            .result()
+            .map_err(|e| format!("{e:?}"))?;
+        let mut code = vec![0_u8; size];
+        nvrtc::nvrtcGetCUBIN(program, code.as_mut_ptr().cast())
+            .result()
+            .map_err(|e| format!("{e:?}"))?;
+        Ok(code)
+    }
+}
+
+/// # Safety
+/// `program` was created.
+unsafe fn log(program: nvrtc::nvrtcProgram) -> String {
+    let mut size = 0;
+    // SAFETY: the buffer has the size that NVRTC says, its end a zero.
+    unsafe {
+        if nvrtc::nvrtcGetProgramLogSize(program, &mut size)
+            .result()
+            .is_err()
+        {
+            return "no log".to_owned();
+        }
+        let mut text = vec![0_u8; size.max(1)];
+        if nvrtc::nvrtcGetProgramLog(program, text.as_mut_ptr().cast())
+            .result()
+            .is_err()
+        {
+            return "no log".to_owned();
+        }
+        CStr::from_bytes_until_nul(&text).map_or_else(
+            |_| "no log".to_owned(),
+            |text| text.to_string_lossy().into_owned(),
+        )
+    }
+}
+
+/// Compiled functions on one card, by name.
+#[derive(Clone)]
+pub struct Kernels {
+    card: Card,
+    modules: Vec<Arc<Module>>,
+    /// Those that were asked for.
+    functions: Arc<RwLock<HashMap<String, Kernel>>>,
+    most_shared: u32,
+}
+
+struct Module {
+    handle: cudarc::driver::sys::CUmodule,
+    card: Card,
+}
+
+// SAFETY: a module handle may be used from any thread that has bound the
+// context, and every use binds it.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.card.bind().is_ok() {
+            // SAFETY: loaded once, unloaded once; every function holds its module.
+            let _ = unsafe { result::module::unload(self.handle) };
+        }
+    }
+}
+
+impl Kernels {
+    /// Compiles (or finds in the cache) and loads `programs`.
+    pub fn load(card: &Card, programs: &[Program]) -> Result<Self> {
+        let folder = cache_folder().join("kernels");
+        let codes: Vec<Vec<u8>> = programs
+            .par_iter()
+            .map(|program| program.cached(card.capability, &folder))
+            .collect::<Result<_>>()?;
+        card.bind()?;
+        let mut modules = Vec::new();
+        for (program, code) in programs.iter().zip(codes) {
+            // SAFETY: whole machine code, checked by its hash or just compiled.
+            let handle = unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(
+                failed(&format!("loading the kernels of {}.cu", program.name)),
+            )?;
+            modules.push(Arc::new(Module {
+                handle,
+                card: card.clone(),
+            }));
+        }
+        Ok(Self {
+            most_shared: card.most_shared()?,
+            card: card.clone(),
+            modules,
+            functions: Arc::default(),
+        })
+    }
+
+    /// The function `name`, allowed to use all shared memory of a block.
+    pub fn get(&self, name: &str) -> Result<Kernel> {
+        let known = self.functions.read().map_or(None, |f| f.get(name).cloned());
+        if let Some(kernel) = known {
+            return Ok(kernel);
+        }
+        let kernel = self.find(name)?;
+        if let Ok(mut functions) = self.functions.write() {
+            functions.insert(name.to_owned(), kernel.clone());
+        }
+        Ok(kernel)
+    }
+
+    /// Launches the function `name`, see [`Card::launch`].
+    pub fn launch(
+        &self,
+        name: &str,
+        grid: (usize, usize, usize),
+        threads: usize,
+        shared: usize,
+        arguments: Arguments,
+    ) -> Result<()> {
+        let grid = (grid.0 as u32, grid.1 as u32, grid.2 as u32);
+        let kernel = self.get(name)?;
+        self.card
+            .launch(&kernel, grid, threads as u32, shared as u32, arguments)
+    }
+
+    fn find(&self, name: &str) -> Result<Kernel> {
+        self.card.bind()?;
+        for module in &self.modules {
+            let symbol = CString::new(name).expect("a name without zeros");
+            // SAFETY: a loaded module.
+            if let Ok(function) = unsafe { result::module::get_function(module.handle, symbol) } {
+                // Static shared memory counts too; few kernels have any, and little.
+                self.card.allow_shared(function, self.most_shared - 1024)?;
+                return Ok(Kernel {
+                    function,
+                    name: name.into(),
+                    _program: module.clone(),
+                });
+            }
+        }
+        Err(Error::engine(
+            "looking for a kernel",
+            format!("{name} is in no loaded program"),
+        ))
+    }
+}

@@ -1,0 +1,289 @@
+// Causal grouped-query attention over the cache (FlashAttention, Dao 2023).
+//
+// The cache is read in chunks of 64 positions, counted from the start of the
+// sequence. Each chunk gives its own maximum, sum and weighted values from
+// zero; chunks are merged one after the other. Prefill merges as it goes;
+// decode computes chunks in parallel and merges them afterwards by the same
+// function, so the bits agree.
+
+#define CHUNK 64
+
+// A row of queries over one chunk. Rows of a thread: g and g + 8.
+template <int HD> struct Partial {
+    float m[2], l[2];
+    float o[HD / 8][4];
+};
+
+DEV void load_matrices(u32 r[4], const void* shared) {
+    u32 from = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+DEV void load_transposed(u32 r[4], const void* shared) {
+    u32 from = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+// Row of a chunk in shared memory, 16 bytes at a time, spread over the banks.
+template <int HD> DEV int swizzled(int row, int part) { return row * (HD / 8) + (part ^ (row & 7)); }
+
+// q: fragments of 16 rows. limit: last position each of the two rows sees.
+template <int HD>
+DEV void attend(Partial<HD>& out, const u32 q[HD / 16][4], const uint4* keys, const uint4* values, int first,
+                const int limit[2], float scale) {
+    const int lane = threadIdx.x & 31, t = lane & 3;
+    float s[8][4];
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
+#pragma unroll
+        for (int kk = 0; kk < HD / 32; kk++) {
+            u32 b[4];
+            load_matrices(b, keys + swizzled<HD>(n * 8 + (lane & 7), kk * 4 + (lane >> 3)));
+            mma16<false>(s[n], q[2 * kk], b[0], b[1]);
+            mma16<false>(s[n], q[2 * kk + 1], b[2], b[3]);
+        }
+    }
+    const float none = __int_as_float(0xff800000);
+    out.m[0] = out.m[1] = none;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int position = first + n * 8 + 2 * t + (i & 1);
+            s[n][i] = position <= limit[i >> 1] ? __fmul_rn(s[n][i], scale) : none;
+            out.m[i >> 1] = fmaxf(out.m[i >> 1], s[n][i]);
+        }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        out.m[h] = fmaxf(out.m[h], __shfl_xor_sync(FULL, out.m[h], 1));
+        out.m[h] = fmaxf(out.m[h], __shfl_xor_sync(FULL, out.m[h], 2));
+        out.l[h] = 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float m = out.m[i >> 1];
+            s[n][i] = m == none ? 0.0f : exp_of(__fsub_rn(s[n][i], m));
+            out.l[i >> 1] = __fadd_rn(out.l[i >> 1], s[n][i]);
+        }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        out.l[h] = __fadd_rn(out.l[h], __shfl_xor_sync(FULL, out.l[h], 1));
+        out.l[h] = __fadd_rn(out.l[h], __shfl_xor_sync(FULL, out.l[h], 2));
+    }
+#pragma unroll
+    for (int n = 0; n < HD / 8; n++)
+        for (int i = 0; i < 4; i++) out.o[n][i] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < 4; k++) { // 16 positions
+        u32 p[4] = {pack2<false>(s[2 * k][0], s[2 * k][1]), pack2<false>(s[2 * k][2], s[2 * k][3]),
+                    pack2<false>(s[2 * k + 1][0], s[2 * k + 1][1]), pack2<false>(s[2 * k + 1][2], s[2 * k + 1][3])};
+#pragma unroll
+        for (int n = 0; n < HD / 16; n++) {
+            u32 b[4];
+            int row = k * 16 + (lane >> 3 & 1) * 8 + (lane & 7);
+            load_transposed(b, values + swizzled<HD>(row, n * 2 + (lane >> 4)));
+            mma16<false>(out.o[2 * n], p, b[0], b[1]);
+            mma16<false>(out.o[2 * n + 1], p, b[2], b[3]);
+        }
+    }
+}
+
+// Weights of what is there and of a new chunk with maximum `m_new`.
+struct Weights {
+    float m, old, fresh;
+};
+DEV Weights weights_of(float m, float m_new) {
+    const float none = __int_as_float(0xff800000);
+    Weights w;
+    w.m = fmaxf(m, m_new);
+    w.old = m == none ? 0.0f : exp_of(__fsub_rn(m, w.m));
+    w.fresh = m_new == none ? 0.0f : exp_of(__fsub_rn(m_new, w.m));
+    return w;
+}
+DEV float merged(float old, float fresh, const Weights& w) {
+    return __fadd_rn(__fmul_rn(old, w.old), __fmul_rn(fresh, w.fresh));
+}
+
+// A stretch of up to 64 tokens of one segment: its first row in the call, its
+// length, and what the cache holds before it.
+struct Stretch {
+    int row, length, slot, start;
+};
+
+DEV i64 cached_at(int slot, int head, int position, int kv_heads, int context, int head_dim) {
+    return (((i64)slot * kv_heads + head) * context + position) * head_dim;
+}
+
+// One block: a stretch and a head; 4 warps of 16 tokens. out: 16-bit
+// activations of heads * HD columns.
+template <int HD>
+DEV void prefill(const u16* q, const Stretch* stretches, const u16* keys, const u16* values, int heads, int kv_heads,
+                 int context, float scale, u16* out, int bf16) {
+    extern __shared__ uint4 shared[]; // [2][keys, values][64][HD]
+    pdl_wait();
+    pdl_launch();
+    const Stretch stretch = stretches[blockIdx.x];
+    const int head = blockIdx.y, kv = head / (heads / kv_heads);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int end = stretch.start + stretch.length, chunks = (end + CHUNK - 1) / CHUNK;
+    constexpr int LINE = HD / 8, SIZE = CHUNK * LINE;
+    const i64 base = cached_at(stretch.slot, kv, 0, kv_heads, context, HD);
+
+    auto load = [&](int chunk) {
+        uint4* to = shared + (chunk & 1) * 2 * SIZE;
+        for (int i = threadIdx.x; i < SIZE; i += 128) {
+            int row = i / LINE, part = i % LINE, position = chunk * CHUNK + row;
+            bool there = position < end;
+            i64 from = base + (there ? (i64)position * HD + part * 8 : 0);
+            copy16(to + swizzled<HD>(row, part), keys + from, there);
+            copy16(to + SIZE + swizzled<HD>(row, part), values + from, there);
+        }
+        copy_commit();
+    };
+    load(0);
+    u32 a[HD / 16][4];
+    int limit[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int r = warp * 16 + g + 8 * h;
+        bool there = r < stretch.length;
+        limit[h] = there ? stretch.start + r : -1;
+        const u32* from = (const u32*)(q + (i64)(stretch.row + (there ? r : 0)) * heads * HD + head * HD);
+#pragma unroll
+        for (int k = 0; k < HD / 16; k++) {
+            a[k][h] = there ? from[k * 8 + t] : 0u;
+            a[k][2 + h] = there ? from[k * 8 + 4 + t] : 0u;
+        }
+    }
+    Partial<HD> sum, fresh;
+    for (int h = 0; h < 2; h++) sum.m[h] = __int_as_float(0xff800000), sum.l[h] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < HD / 8; n++)
+        for (int i = 0; i < 4; i++) sum.o[n][i] = 0.0f;
+    for (int chunk = 0; chunk < chunks; chunk++) {
+        if (chunk + 1 < chunks) load(chunk + 1);
+        else copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        const uint4* from = shared + (chunk & 1) * 2 * SIZE;
+        attend<HD>(fresh, a, from, from + SIZE, chunk * CHUNK, limit, scale);
+        Weights w[2];
+        for (int h = 0; h < 2; h++) {
+            w[h] = weights_of(sum.m[h], fresh.m[h]);
+            sum.m[h] = w[h].m;
+            sum.l[h] = merged(sum.l[h], fresh.l[h], w[h]);
+        }
+#pragma unroll
+        for (int n = 0; n < HD / 8; n++)
+            for (int i = 0; i < 4; i++) sum.o[n][i] = merged(sum.o[n][i], fresh.o[n][i], w[i >> 1]);
+        __syncthreads();
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int r = warp * 16 + g + 8 * h;
+        if (r >= stretch.length) continue;
+#pragma unroll
+        for (int n = 0; n < HD / 8; n++) {
+            float low = __fdiv_rn(sum.o[n][2 * h], sum.l[h]), high = __fdiv_rn(sum.o[n][2 * h + 1], sum.l[h]);
+            u32 pair = bf16 ? pack2<true>(low, high) : pack2<false>(low, high);
+            *(u32*)(out + at16(stretch.row + r, head * HD + n * 8 + 2 * t, heads * HD)) = pair;
+        }
+    }
+}
+
+// One warp: a chunk of one sequence for the heads that share keys and values.
+// partial: [row][head][chunks][HD + 2].
+template <int HD, int WARPS>
+DEV void decode(const u16* q, const int* slots, const int* positions, const u16* keys, const u16* values, int heads,
+                int kv_heads, int context, int chunks, float scale, float* partial) {
+    extern __shared__ uint4 shared[]; // [warps][keys, values][64][HD]
+    pdl_wait();
+    pdl_launch();
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int chunk = blockIdx.x * WARPS + warp, kv = blockIdx.y, row = blockIdx.z, group = heads / kv_heads;
+    const int position = positions[row];
+    if (chunk * CHUNK > position) return;
+    constexpr int LINE = HD / 8, SIZE = CHUNK * LINE;
+    uint4* mine = shared + warp * 2 * SIZE;
+    const i64 base = cached_at(slots[row], kv, chunk * CHUNK, kv_heads, context, HD);
+    for (int i = lane; i < SIZE; i += 32) {
+        int r = i / LINE, part = i % LINE;
+        bool there = chunk * CHUNK + r <= position;
+        i64 from = base + (there ? (i64)r * HD + part * 8 : 0);
+        copy16(mine + swizzled<HD>(r, part), keys + from, there);
+        copy16(mine + SIZE + swizzled<HD>(r, part), values + from, there);
+    }
+    copy_commit();
+    u32 a[HD / 16][4];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        bool there = g + 8 * h < group;
+        const u32* from = (const u32*)(q + ((i64)row * heads + kv * group + (there ? g + 8 * h : 0)) * HD);
+#pragma unroll
+        for (int k = 0; k < HD / 16; k++) {
+            a[k][h] = there ? from[k * 8 + t] : 0u;
+            a[k][2 + h] = there ? from[k * 8 + 4 + t] : 0u;
+        }
+    }
+    copy_wait<0>();
+    __syncwarp();
+    Partial<HD> p;
+    int limit[2] = {position, position};
+    attend<HD>(p, a, mine, mine + SIZE, chunk * CHUNK, limit, scale);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        if (g + 8 * h >= group) continue;
+        float* to = partial + (((i64)row * heads + kv * group + g + 8 * h) * chunks + chunk) * (HD + 2);
+#pragma unroll
+        for (int n = 0; n < HD / 8; n++) *(float2*)(to + n * 8 + 2 * t) = make_float2(p.o[n][2 * h], p.o[n][2 * h + 1]);
+        if (t == 0) *(float2*)(to + HD) = make_float2(p.m[h], p.l[h]);
+    }
+}
+
+// One warp a row and head: merges the chunks in order.
+template <int HD>
+DEV void combine(const float* partial, const int* positions, int heads, int chunks, u16* out, int bf16) {
+    pdl_wait();
+    pdl_launch();
+    const int lane = threadIdx.x & 31, head = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), row = blockIdx.y;
+    if (head >= heads) return;
+    const int n = positions[row] / CHUNK + 1;
+    const float* from = partial + ((i64)row * heads + head) * chunks * (HD + 2);
+    float m = __int_as_float(0xff800000), l = 0.0f, o[HD / 32];
+#pragma unroll
+    for (int j = 0; j < HD / 32; j++) o[j] = 0.0f;
+    for (int chunk = 0; chunk < n; chunk++, from += HD + 2) {
+        Weights w = weights_of(m, from[HD]);
+        m = w.m;
+        l = merged(l, from[HD + 1], w);
+#pragma unroll
+        for (int j = 0; j < HD / 32; j++) o[j] = merged(o[j], from[lane + 32 * j], w);
+    }
+#pragma unroll
+    for (int j = 0; j < HD / 32; j++) {
+        float v = __fdiv_rn(o[j], l);
+        out[at16(row, head * HD + lane + 32 * j, heads * HD)] = bf16 ? pack1<true>(v) : pack1<false>(v);
+    }
+}
+
+#define ATTENTION(HD, WARPS)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(128)                                                                  \
+        attention_prefill_##HD(const u16* q, const Stretch* stretches, const u16* keys, const u16* values, int heads,  \
+                               int kv_heads, int context, float scale, u16* out, int bf16) {                           \
+        prefill<HD>(q, stretches, keys, values, heads, kv_heads, context, scale, out, bf16);                           \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                           \
+        attention_decode_##HD(const u16* q, const int* slots, const int* positions, const u16* keys,                   \
+                              const u16* values, int heads, int kv_heads, int context, int chunks, float scale,        \
+                              float* partial) {                                                                        \
+        decode<HD, WARPS>(q, slots, positions, keys, values, heads, kv_heads, context, chunks, scale, partial);        \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(128)                                                                  \
+        attention_combine_##HD(const float* partial, const int* positions, int heads, int chunks, u16* out, int bf16) {\
+        combine<HD>(partial, positions, heads, chunks, out, bf16);                                                     \
+    }
+ATTENTION(64, 4)
+ATTENTION(128, 2)

@@ -1,0 +1,178 @@
+//! A sequence's tokens and logits do not depend, to the bit, on batch size,
+//! neighbours, slot, order, cuts, or the run.
+
+use llama_quant::engine::cuda::CudaEngine;
+use llama_quant::engine::{Decoder, Segment};
+use llama_quant::quant::{Code4, Compute, Format};
+use llama_quant::record::digest;
+use llama_quant::source::config::Config;
+use llama_quant::source::origin::Origin;
+use rstest::rstest;
+
+use crate::forward::{engine, fixture};
+use crate::gpu::card;
+use crate::random::Random;
+
+/// Prompts of different lengths, as questions about stories have them.
+fn prompts(count: usize, vocab: usize) -> Vec<Vec<u32>> {
+    let mut random = Random::new(21);
+    (0..count)
+        .map(|_| {
+            let length = 1 + random.below(150);
+            (0..length).map(|_| random.below(vocab) as u32).collect()
+        })
+        .collect()
+}
+
+/// Greedy continuations, `batch` sequences at a time in `order`; by prompt.
+fn continuations(
+    engine: &mut CudaEngine,
+    prompts: &[Vec<u32>],
+    order: &[usize],
+    batch: usize,
+    steps: usize,
+) -> Vec<Vec<u32>> {
+    let mut all = vec![Vec::new(); prompts.len()];
+    for group in order.chunks(batch) {
+        let segments: Vec<Segment<'_>> = group
+            .iter()
+            .enumerate()
+            .map(|(slot, &i)| Segment {
+                slot,
+                start: 0,
+                tokens: &prompts[i],
+            })
+            .collect();
+        let mut next = engine.prefill(&segments).expect("a prefill");
+        for _ in 0..steps {
+            for (&i, &token) in group.iter().zip(&next) {
+                all[i].push(token);
+            }
+            let rows: Vec<(usize, u32)> = next.iter().copied().enumerate().collect();
+            next = engine.step(&rows).expect("a step");
+        }
+    }
+    all
+}
+
+fn bits(logits: &[f32]) -> String {
+    let bytes: Vec<u8> = logits.iter().flat_map(|l| l.to_le_bytes()).collect();
+    digest(&bytes)
+}
+
+/// A digest of the logits after every token of `tokens`, cut into `cuts`.
+fn logits(engine: &mut CudaEngine, slot: usize, tokens: &[u32], cuts: &[usize]) -> String {
+    let mut all = Vec::new();
+    let mut start = 0;
+    for end in cuts.iter().copied().chain([tokens.len()]) {
+        let segment = Segment {
+            slot,
+            start,
+            tokens: &tokens[start..end],
+        };
+        all.extend(engine.logits(&[segment]).expect("a forward pass"));
+        start = end;
+    }
+    bits(&all)
+}
+
+#[rstest]
+#[ignore = "needs an NVIDIA GPU"]
+fn tokens_and_logits_do_not_depend_on_batch_order_or_cuts(
+    #[values(
+        Format::Fp16,
+        Format::bnb4(Code4::Nf4, true),
+        Format::bnb4(Code4::Fp4, true),
+        Format::bnb4(Code4::Nf4, false),
+        Format::Int8 { threshold: 6.0 },
+        Format::Int8 { threshold: 1.5 }
+    )]
+    format: Format,
+) {
+    let card = card();
+    let mut engine = engine(&card, &fixture(), format, 512, 192);
+    let vocab = engine.vocab();
+    let prompts = prompts(512, vocab);
+    let in_order: Vec<usize> = (0..prompts.len()).collect();
+    let mut shuffled = in_order.clone();
+    Random::new(4).shuffle(&mut shuffled);
+    let wanted = continuations(&mut engine, &prompts, &in_order, 512, 16);
+    for (order, batch) in [
+        (&shuffled, 512),
+        (&in_order, 64),
+        (&shuffled, 7),
+        (&in_order, 512),
+    ] {
+        let ours = continuations(&mut engine, &prompts, order, batch, 16);
+        assert!(ours == wanted, "{format:?}: tokens at batch {batch}");
+    }
+    let few: Vec<usize> = (0..48).collect();
+    let ours = continuations(&mut engine, &prompts, &few, 1, 16);
+    assert!(ours[..48] == wanted[..48], "{format:?}: tokens at batch 1");
+
+    // Logits, cut at every kind of place.
+    let long: Vec<u32> = prompts.concat()[..190].to_vec();
+    let whole = logits(&mut engine, 0, &long, &[]);
+    let single: Vec<usize> = (1..190).collect();
+    for (slot, cuts) in [
+        (3, vec![1]),
+        (500, vec![64]),
+        (0, vec![63, 65, 130]),
+        (7, single),
+    ] {
+        assert_eq!(
+            logits(&mut engine, slot, &long, &cuts),
+            whole,
+            "{format:?}: cut at {cuts:?}"
+        );
+    }
+    // A neighbour's logits in the same call.
+    let other: Vec<u32> = prompts.concat()[300..420].to_vec();
+    let both = [(9, &other), (2, &long)].map(|(slot, tokens)| Segment {
+        slot,
+        start: 0,
+        tokens,
+    });
+    let together = engine.logits(&both).expect("a forward pass");
+    assert_eq!(
+        bits(&together[120 * vocab..]),
+        whole,
+        "{format:?}: beside a neighbour"
+    );
+}
+
+#[rstest]
+#[ignore = "needs an NVIDIA GPU"]
+fn the_shape_of_llama_3_2_1b_is_batch_invariant_too(
+    #[values(Format::Fp16, Format::bnb4(Code4::Nf4, true), Format::Int8 { threshold: 6.0 })]
+    format: Format,
+    #[values(Compute::F16)] compute: Compute,
+) {
+    let card = card();
+    let dir = fixture().join("../configs/llama-3.2-1b");
+    let config = Config::open(&dir).expect("a configuration");
+    let weights = Origin::Random { seed: 1 };
+    let mut engine =
+        CudaEngine::new(&card, config, &weights, format, compute, 512, 256).expect("an engine");
+    let prompts = prompts(512, engine.vocab());
+    let in_order: Vec<usize> = (0..prompts.len()).collect();
+    let mut shuffled = in_order.clone();
+    Random::new(4).shuffle(&mut shuffled);
+    let wanted = continuations(&mut engine, &prompts, &in_order, 512, 6);
+    for (order, batch) in [(&shuffled, 512), (&shuffled, 64), (&in_order, 7)] {
+        let ours = continuations(&mut engine, &prompts, order, batch, 6);
+        assert!(ours == wanted, "{format:?}: tokens at batch {batch}");
+    }
+    let few: Vec<usize> = (0..16).collect();
+    let ours = continuations(&mut engine, &prompts, &few, 1, 6);
+    assert!(ours[..16] == wanted[..16], "{format:?}: tokens at batch 1");
+    let long: Vec<u32> = prompts.concat()[..200].to_vec();
+    let whole = logits(&mut engine, 0, &long, &[]);
+    for cuts in [vec![1, 2, 3], vec![64], vec![100, 120]] {
+        assert_eq!(
+            logits(&mut engine, 5, &long, &cuts),
+            whole,
+            "{format:?}: cut at {cuts:?}"
+        );
+    }
+}

@@ -1,0 +1,15 @@
+//! The CUDA engine on a real card, held against the CPU engine and the
+//! reference values. Every test here needs an NVIDIA GPU and is ignored
+//! without `--ignored`.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/gpu.rs"]
+mod gpu;
+#[path = "../common/random.rs"]
+mod random;
+
+mod forward;
+mod invariance;
+mod products;
+mod weights;
