@@ -257,7 +257,8 @@ fn a_run_killed_at_any_point_resumes_to_the_bytes_of_an_uninterrupted_one() {
 }
 
 #[rstest]
-#[case::schema("\"schema\": 1", "\"schema\": 99", &["schema 1", "schema 99"])]
+#[case::schema("\"schema\": 2", "\"schema\": 1", &["schema 2", "schema 1", "run the experiment again"])]
+#[case::kind("\"kind\": \"evaluation\"", "\"kind\": \"bench\"", &["of kind evaluation", "bench"])]
 #[case::cut("\"samples\"", "", &["record", "delete it and run the experiment again"])]
 #[case::key("\"turns\": \"last\"", "\"turns\": \"all\"", &["a key that belongs to the setup"])]
 fn a_record_of_another_version_or_damaged_is_refused_by_name(

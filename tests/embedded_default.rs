@@ -10,8 +10,9 @@ use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 use llama_quant::coqa::{Dataset, Scoring, Turns, items, prompt};
+use llama_quant::engine::Device;
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment, Verdict};
-use llama_quant::measure::{Options, Reference, embedded, evaluate};
+use llama_quant::measure::{Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::MIB;
 use llama_quant::record::Record;
 use llama_quant::verdict::judge::{Comparison, Difference, comparisons};
@@ -27,6 +28,7 @@ fn options(turns: Turns) -> Options {
         limit: None,
         bos: true,
         first_line: true,
+        device: Device::Cpu,
         out: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("embedded-records"),
     }
 }
@@ -37,11 +39,11 @@ fn measured(names: &[&str], options: &Options) -> Vec<Record> {
     fs::create_dir_all(&options.out).expect("a folder for records");
     let lock = File::create(options.out.join("lock")).expect("a lock file");
     lock.lock().expect("the lock");
-    let mut reference = Reference::default();
+    let mut shared = Shared::open(options.clone()).expect("a model and questions");
     let run = |name: &&str| {
         let experiment = Experiment::named(name).expect("an experiment");
         let progress = ProgressBar::hidden();
-        evaluate(&experiment, options, &mut reference, &progress)
+        evaluate(&experiment, &mut shared, &progress)
             .expect("a run")
             .1
     };

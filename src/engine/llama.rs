@@ -6,7 +6,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::error::Result;
 use crate::quant::{Bytes, Format, Fp16, Weight};
-use crate::source::checkpoint::Checkpoint;
+use crate::source::checkpoint::{Checkpoint, Weights};
 use crate::source::config::Config;
 
 /// A whole model on the host. Only the linears of the layers are quantised.
@@ -40,8 +40,17 @@ impl Llama {
     /// Loads the checkpoint folder `dir` and packs each linear as it arrives,
     /// so that no more than one tensor is ever held unpacked.
     pub fn load(dir: &Path, format: Format) -> Result<Self> {
+        Self::load_from(dir, Weights::Checkpoint, format)
+    }
+
+    /// As [`Llama::load`]; random weights need no more than the folder's
+    /// `config.json`.
+    pub fn load_from(dir: &Path, weights: Weights, format: Format) -> Result<Self> {
         let config = Config::open(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = match weights {
+            Weights::Checkpoint => Checkpoint::open(dir)?,
+            Weights::Random => Checkpoint::random(),
+        };
         let loader = Loader {
             config: &config,
             checkpoint: &checkpoint,

@@ -1,24 +1,39 @@
 //! The tensors of a checkpoint folder: one `model.safetensors`, or shards with
 //! `model.safetensors.index.json`. Files are memory-mapped and tensors are
-//! asked for one at a time by name and shape.
+//! asked for one at a time by name and shape. Where only speed matters, random
+//! weights stand in for files.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Where the weights of a model come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// The folder's files.
+    Checkpoint,
+    /// Drawn anew, the same at every run: speed does not depend on what they
+    /// are, so a configuration alone is enough to measure it.
+    Random,
+}
+
 /// An open checkpoint. Opening reads headers only.
 pub struct Checkpoint {
+    weights: Weights,
     files: Vec<Shard>,
     /// Tensor name to the place of its file in `files`.
     place: HashMap<String, usize>,
@@ -37,7 +52,7 @@ pub struct Tensor<'a> {
     name: &'a str,
     file: &'a Path,
     dtype: Source,
-    bytes: &'a [u8],
+    bytes: Cow<'a, [u8]>,
 }
 
 /// The element types that weights are read from.
@@ -81,9 +96,20 @@ impl Checkpoint {
             .map(|name| (name, 0))
             .collect();
         Ok(Self {
+            weights: Weights::Checkpoint,
             files: vec![shard],
             place,
         })
+    }
+
+    /// A checkpoint that gives every tensor asked for, whatever its shape:
+    /// matrices uniform within ±0.05, norms of ones.
+    pub fn random() -> Self {
+        Self {
+            weights: Weights::Random,
+            files: Vec::new(),
+            place: HashMap::new(),
+        }
     }
 
     fn open_shards(dir: &Path, index: &Path) -> Result<Self> {
@@ -137,7 +163,11 @@ impl Checkpoint {
             }
             place.insert(tensor, at);
         }
-        Ok(Self { files, place })
+        Ok(Self {
+            weights: Weights::Checkpoint,
+            files,
+            place,
+        })
     }
 
     /// The weight files, in order of their names.
@@ -147,11 +177,14 @@ impl Checkpoint {
 
     /// Whether a tensor of this name is stored.
     pub fn contains(&self, name: &str) -> bool {
-        self.place.contains_key(name)
+        self.weights == Weights::Random || self.place.contains_key(name)
     }
 
     /// The tensor `name`, which must have `shape` and a floating type.
     pub fn tensor<'a>(&'a self, name: &'a str, shape: &[usize]) -> Result<Tensor<'a>> {
+        if self.weights == Weights::Random {
+            return Ok(Tensor::random(name, shape));
+        }
         let shard = match self.place.get(name) {
             Some(&at) => &self.files[at],
             None => return Err(self.missing(name, shape)),
@@ -186,7 +219,7 @@ impl Checkpoint {
             name,
             file: &shard.path,
             dtype,
-            bytes: &shard.bytes[shard.data_start + start..shard.data_start + end],
+            bytes: Cow::Borrowed(&shard.bytes[shard.data_start + start..shard.data_start + end]),
         })
     }
 
@@ -235,6 +268,44 @@ impl Shard {
             header,
         })
     }
+}
+
+/// Random weights lie within so much of 0, as most of a trained model's do.
+const RANDOM_BOUND: f32 = 0.05;
+/// Random weights that one thread draws at a time.
+const RANDOM_CHUNK: usize = 1 << 14;
+
+impl<'a> Tensor<'a> {
+    /// As [`Checkpoint::random`] says, in half precision.
+    fn random(name: &'a str, shape: &[usize]) -> Self {
+        let elements: usize = shape.iter().product();
+        let value = |i: usize| match shape.len() {
+            1 => f16::ONE,
+            _ => f16::from_f32(RANDOM_BOUND * (2.0 * uniform(i as u64) - 1.0)),
+        };
+        let mut bytes = vec![0; 2 * elements];
+        let chunks = bytes.par_chunks_mut(2 * RANDOM_CHUNK).enumerate();
+        chunks.for_each(|(chunk, bytes)| {
+            let (values, _) = bytes.as_chunks_mut::<2>();
+            for (i, bytes) in values.iter_mut().enumerate() {
+                *bytes = value(chunk * RANDOM_CHUNK + i).to_le_bytes();
+            }
+        });
+        Self {
+            name,
+            file: Path::new("random weights"),
+            dtype: Source::F16,
+            bytes: Cow::Owned(bytes),
+        }
+    }
+}
+
+/// A number in 0..1 for each `i` (SplitMix64, Steele et al. 2014).
+fn uniform(i: u64) -> f32 {
+    let z = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1_u64 << 24) as f32
 }
 
 impl Tensor<'_> {

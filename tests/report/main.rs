@@ -16,17 +16,25 @@ use std::time::{Duration, Instant};
 use llama_quant::coqa::Turns;
 use llama_quant::experiment::margin;
 use llama_quant::quant::size::MIB;
+use llama_quant::record::{Record, Records};
 use llama_quant::verdict::report::{File, Findings, files, findings, page};
 use llama_quant::verdict::stats::{Plan, Resampling};
 use synthetic::{ALL, Recipe, records};
 
 /// What is needed of a report in most tests.
 fn judged(recipe: &Recipe) -> Findings {
-    findings(&records(recipe), Resampling::default()).unwrap()
+    findings(&evaluations(records(recipe)), Resampling::default()).unwrap()
 }
 
 fn rendered(recipe: &Recipe) -> Vec<File> {
-    files(&records(recipe)).unwrap()
+    files(&evaluations(records(recipe))).unwrap()
+}
+
+fn evaluations(evaluations: Vec<Record>) -> Records {
+    Records {
+        evaluations,
+        benches: Vec::new(),
+    }
 }
 
 fn text<'a>(files: &'a [File], path: &str) -> &'a str {
@@ -271,7 +279,7 @@ fn two_comparisons_have_two_chapters_and_files_of_their_own() {
         model: "toy llama",
         ..Recipe::default()
     }));
-    let files = files(&both).unwrap();
+    let files = files(&evaluations(both)).unwrap();
     let report = text(&files, "REPORT.md");
     assert!(report.contains("\n## 1. toy-llama on toy.jsonl"));
     assert!(report.contains("\n## 2. toy llama on toy.jsonl"));
@@ -294,7 +302,7 @@ fn five_records_of_five_hundred_items_are_reported_in_seconds() {
         ..Recipe::default()
     };
     assert_eq!(ALL.len(), 5);
-    let records = records(&recipe);
+    let records = evaluations(records(&recipe));
     let start = Instant::now();
     let files = files(&records).unwrap();
     let seconds = start.elapsed();

@@ -5,12 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use llama_quant::coqa::{Scoring, Turns};
-use llama_quant::engine::generate::Finish;
 use llama_quant::experiment::Experiment;
 use llama_quant::quant::Compute;
 use llama_quant::quant::size::Parts;
 use llama_quant::record::{
-    Constant, Dataset, Environment, Forced, Head, Item, Model, Record, SCHEMA, Samples, Setup, Task,
+    Constant, Dataset, Decode, Environment, Finish, Forced, Head, Item, Kind, Memory, Model,
+    Prefill, Record, SCHEMA, Samples, Setup, Speed, Task,
 };
 
 /// What the records of one comparison look like.
@@ -114,10 +114,12 @@ fn record(recipe: &Recipe, name: &str) -> Record {
     Record {
         head: Head {
             schema: SCHEMA,
+            kind: Kind::Evaluation,
             key: setup.key(),
             setup,
             environment: Environment {
                 device: "cpu".to_owned(),
+                gpu: None,
                 cpu: "A processor".to_owned(),
                 cores: 3 + seed as usize,
                 memory_bytes: (7 + seed) << 30,
@@ -143,10 +145,42 @@ fn record(recipe: &Recipe, name: &str) -> Record {
         samples: Samples {
             load_seconds: 0.5 + uniform(&[seed, place as u64, 1]),
             evaluate_seconds: 5.0 + uniform(&[seed, place as u64, 2]),
-            decode_seconds: (0..16)
-                .map(|i| 0.002 + 0.001 * uniform(&[seed, place as u64, 3, i]))
-                .collect(),
+            speed: Some(speed(seed, place as u64)),
         },
+    }
+}
+
+fn speed(seed: u64, place: u64) -> Speed {
+    let samples = |at: u64, shortest: f64| {
+        let sample = |i| shortest * (1.0 + 0.5 * uniform(&[seed, place, at, i]));
+        (0..16).map(sample).collect::<Vec<f64>>()
+    };
+    let cached = 500 + 10 * seed;
+    Speed {
+        copy_bytes_per_second: Some(1e10 * (1.0 + uniform(&[seed, place, 30]))),
+        prefill: [60, 120, 240]
+            .map(|tokens| Prefill {
+                tokens: tokens + seed as usize,
+                seconds: samples(31 + tokens as u64, tokens as f64 * 1e-4),
+            })
+            .to_vec(),
+        decode: [1, 4, 16]
+            .map(|sequences| Decode {
+                sequences,
+                cached_tokens: 100 + seed as usize,
+                seconds: samples(3 + sequences as u64, 0.002 + 0.0005 * sequences as f64),
+            })
+            .to_vec(),
+        energy_missing: Some("nobody asked".to_owned()),
+        memory: Some(Memory {
+            weights_bytes: 6_000_000 + seed + place,
+            cache_bytes: 16 * 300 * cached,
+            cache_bytes_per_token: cached,
+            workspace_bytes: None,
+            allocated_bytes: None,
+            peak_bytes: None,
+        }),
+        ..Speed::default()
     }
 }
 
@@ -199,6 +233,7 @@ fn forced(recipe: &Recipe, index: usize, place: u64, stray: f64) -> Forced {
         tokens,
         nll: tokens as f64 * (1.0 + 0.1 * stray + 0.2 * uniform(&[seed, i, 8])),
         same_top: tokens - (stray * 10.0 * uniform(&[seed, place, i, 9])) as usize,
+        logits_sha256: format!("{:016x}", seed ^ place ^ i),
         kl: match place {
             0 => Vec::new(),
             _ => (0..tokens as u64).map(kl).collect(),

@@ -26,7 +26,7 @@ use std::path::Path;
 
 use super::stats::Resampling;
 use crate::error::{Error, Result};
-use crate::record::Record;
+use crate::record::Records;
 
 pub use findings::{Findings, findings};
 pub use folder::{File, check, write};
@@ -35,11 +35,11 @@ pub use folder::{File, check, write};
 ///
 /// # Errors
 /// If there are none, or one cannot be read.
-pub fn open(dir: &Path) -> Result<Vec<Record>> {
+pub fn open(dir: &Path) -> Result<Records> {
     let records = if dir.is_dir() {
-        Record::open_all(dir)?
+        Records::open(dir)?
     } else {
-        Vec::new()
+        Records::default()
     };
     if records.is_empty() {
         return Err(Error::report(
@@ -57,7 +57,7 @@ pub fn open(dir: &Path) -> Result<Vec<Record>> {
 ///
 /// # Errors
 /// If records of one comparison do not belong together.
-pub fn files(records: &[Record]) -> Result<Vec<File>> {
+pub fn files(records: &Records) -> Result<Vec<File>> {
     let findings = findings(records, Resampling::default())?;
     page::files(&findings)
 }

@@ -13,17 +13,14 @@ use crate::error::Result;
 use crate::experiment::CONTROL;
 use crate::quant::Format;
 use crate::quant::size::Parts;
-use crate::record::{Record, Setup};
+use crate::record::{self, Record, Records, Setup};
 use crate::verdict::judge::{Comparison, Row, groups, judge};
-use crate::verdict::stats::{Median, Resampling, median};
+use crate::verdict::stats::{Median, Resampling};
 use crate::verdict::study::{self, Study};
 
 pub use beside::{Beside, Side};
 pub use duel::{Changed, Contender, Duel};
 pub use machine::{Checksum, Fact};
-
-/// Confidence level of the interval of a median.
-const LEVEL: f64 = 0.95;
 
 /// What a report says. Its JSON is what the keys of the report's tables point
 /// into.
@@ -71,9 +68,9 @@ pub struct Entry {
 ///
 /// # Errors
 /// If records of one comparison do not belong together.
-pub fn findings(records: &[Record], resampling: Resampling) -> Result<Findings> {
+pub fn findings(records: &Records, resampling: Resampling) -> Result<Findings> {
     let mut found: Vec<Group> = Vec::new();
-    for records in groups(records) {
+    for records in groups(&records.evaluations) {
         let mut group = group(&records, resampling)?;
         let taken = |slug: &str| found.iter().any(|g| g.slug == slug);
         if taken(&group.slug) {
@@ -102,7 +99,7 @@ fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
         .rows
         .iter()
         .map(|row| entry(named(&row.experiment), row))
-        .collect::<Result<Vec<Entry>>>()?;
+        .collect();
     let with = |format: Format| {
         let row = comparison.rows.iter().find(|r| r.format == format)?;
         Some(named(&row.experiment))
@@ -122,9 +119,12 @@ fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
     })
 }
 
-fn entry(record: &Record, row: &Row) -> Result<Entry> {
-    let samples = &record.samples.decode_seconds;
-    Ok(Entry {
+fn entry(record: &Record, row: &Row) -> Entry {
+    let single = row.speed.as_ref().and_then(|s| s.single.as_ref());
+    let samples = record.samples.speed.as_ref();
+    let of_one = |d: &&record::Decode| d.sequences == 1;
+    let samples = samples.and_then(|s| s.decode.iter().find(of_one));
+    Entry {
         name: if row.experiment == CONTROL {
             format!("{}, again", row.format)
         } else {
@@ -132,11 +132,11 @@ fn entry(record: &Record, row: &Row) -> Result<Entry> {
         },
         row: row.clone(),
         parts: record.head.parts,
-        decode: median(samples, LEVEL)?,
-        decode_samples: samples.clone(),
+        decode: single.map(|d| d.seconds.median),
+        decode_samples: samples.map_or_else(Vec::new, |d| d.seconds.clone()),
         record: file_name(&record.head.setup),
         started: record.head.environment.started.clone(),
-    })
+    }
 }
 
 /// Name of the file that a record with this setup is in.
