@@ -20,6 +20,8 @@ use crate::quant::size::Parts;
 use crate::quant::{Bytes, Compute, Format};
 use crate::source::hex;
 
+pub use crate::source::checkpoint::Weights;
+
 pub use bench::{Bench, BenchHead, BenchSetup};
 pub use speed::{CardState, Decode, Energy, Gpu, Memory, Plan, Prefill, Speed};
 

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Environment, Kind, Model, Plan, Speed, damaged, digest, edited, kind, replace};
+use super::{
+    Environment, Kind, Model, Plan, Speed, Weights, damaged, digest, edited, kind, replace,
+};
 use crate::error::{Error, Result};
 use crate::quant::size::Parts;
 use crate::quant::{Bytes, Compute, Format};
-use crate::source::checkpoint::Weights;
 use crate::source::config::Config;
 
 /// The speed of one model in one format on one device.

@@ -2,8 +2,7 @@
 
 use llama_quant::verdict::report::escape;
 
-use super::evaluations;
-use super::synthetic::{Recipe, records};
+use super::synthetic::{Recipe, everything};
 use super::{File, files, text};
 
 /// Markup of every output, formulas, and characters that act by being there.
@@ -18,7 +17,7 @@ fn hostile_report() -> Vec<File> {
         stories: 12,
         ..Recipe::default()
     };
-    files(&evaluations(records(&recipe))).unwrap()
+    files(&everything(&recipe)).unwrap()
 }
 
 fn texts(files: &[File]) -> impl Iterator<Item = (&str, &str)> {
@@ -52,10 +51,10 @@ fn the_page_has_no_tag_that_the_templates_do_not_write() {
     let pictures = page.matches("<figure>").count();
     assert_eq!(page.matches("<svg").count(), pictures);
     // As many of each as without hostile text.
-    let plain = files(&evaluations(records(&Recipe {
+    let plain = files(&everything(&Recipe {
         stories: 12,
         ..Recipe::default()
-    })))
+    }))
     .unwrap();
     let plain = text(&plain, "index.html");
     for tag in [

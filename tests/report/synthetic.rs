@@ -9,9 +9,11 @@ use llama_quant::experiment::Experiment;
 use llama_quant::quant::Compute;
 use llama_quant::quant::size::Parts;
 use llama_quant::record::{
-    Constant, Dataset, Decode, Environment, Finish, Forced, Head, Item, Kind, Memory, Model,
-    Prefill, Record, SCHEMA, Samples, Setup, Speed, Task,
+    Bench, BenchHead, BenchSetup, CardState, Constant, Dataset, Decode, Energy, Environment,
+    Finish, Forced, Gpu, Head, Item, Kind, Memory, Model, Plan, Prefill, Record, Records, SCHEMA,
+    Samples, Setup, Speed, Task, Weights,
 };
+use llama_quant::source::config::Config;
 
 /// What the records of one comparison look like.
 #[derive(Clone)]
@@ -145,7 +147,111 @@ fn record(recipe: &Recipe, name: &str) -> Record {
         samples: Samples {
             load_seconds: 0.5 + uniform(&[seed, place as u64, 1]),
             evaluate_seconds: 5.0 + uniform(&[seed, place as u64, 2]),
-            speed: Some(speed(seed, place as u64)),
+            speed: Some(Speed {
+                energy_missing: Some(recipe.text.unwrap_or("nobody asked").to_owned()),
+                ..speed(seed, place as u64)
+            }),
+        },
+    }
+}
+
+/// Benches of the model of a recipe on a GPU, every field filled.
+pub fn benches(recipe: &Recipe) -> Vec<Bench> {
+    let place = |name: &str| ALL.iter().position(|n| *n == name).unwrap_or(ALL.len());
+    let experiments = recipe.experiments.iter();
+    let experiments = experiments.filter(|name| **name != "fp16_control");
+    experiments
+        .map(|name| bench(recipe, name, place(name) as u64))
+        .collect()
+}
+
+fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
+    let head = record(recipe, name).head;
+    let seed = recipe.seed;
+    let named = |plain: &str| recipe.text.unwrap_or(plain).to_owned();
+    let setup = BenchSetup {
+        experiment: head.setup.experiment,
+        format: head.setup.format,
+        compute: head.setup.compute,
+        model: head.setup.model,
+        weights: Weights::Random,
+        config: Config {
+            vocab: 1000,
+            hidden: 64,
+            intermediate: 128,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: None,
+            max_positions: 2048,
+            tied: true,
+            bos: None,
+            eos: Vec::new(),
+        },
+        engine: "cuda".to_owned(),
+        slots: 64,
+        context: 600,
+        plan: Plan {
+            prefill_tokens: vec![60, 120, 240],
+            batches: vec![1, 4, 16],
+            cached_tokens: 100 + seed as usize,
+            repetitions: 4,
+            steps: 4,
+            energy_seconds: 5.0,
+        },
+        program: head.setup.program,
+    };
+    let speed = speed(seed + 10, place);
+    let memory = speed.memory.map(|memory| Memory {
+        workspace_bytes: Some(1_000_000 + seed),
+        allocated_bytes: Some(9_000_000 + seed),
+        peak_bytes: Some(9_500_000 + seed),
+        ..memory
+    });
+    let state = |at: u64| CardState {
+        sm_clock_mhz: 1500 + (100.0 * uniform(&[seed, place, at, 50])) as u32,
+        memory_clock_mhz: 2600 + seed as u32,
+        temperature_celsius: 30 + (20.0 * uniform(&[seed, place, at, 51])) as u32,
+        power_watts: 100.0 + 200.0 * uniform(&[seed, place, at, 52]),
+    };
+    Bench {
+        head: BenchHead {
+            schema: SCHEMA,
+            kind: Kind::Bench,
+            key: setup.key(),
+            setup,
+            environment: Environment {
+                device: "cuda:0".to_owned(),
+                gpu: Some(Gpu {
+                    name: named("A card"),
+                    driver: format!("57{seed}.10"),
+                    cuda: format!("13.{seed}"),
+                    memory_bytes: (79 + seed) << 30,
+                    compute_capability: format!("9.{seed}"),
+                }),
+                ..head.environment
+            },
+            size: head.size,
+            parts: head.parts,
+        },
+        load_seconds: 0.7 + uniform(&[seed, place, 53]),
+        speed: Speed {
+            flops_per_second: Some(7e14 + 1e12 * uniform(&[seed, place, 54])),
+            energy: [1, 4, 16]
+                .map(|sequences| Energy {
+                    sequences,
+                    joules: 1000.0 + 100.0 * uniform(&[seed, place, 55, sequences as u64]),
+                    seconds: 5.0 + uniform(&[seed, place, 56]),
+                    tokens: 1000 * sequences + seed as usize,
+                })
+                .to_vec(),
+            energy_missing: None,
+            memory,
+            card: vec![state(0), state(1)],
+            ..speed
         },
     }
 }
@@ -171,7 +277,6 @@ fn speed(seed: u64, place: u64) -> Speed {
                 seconds: samples(3 + sequences as u64, 0.002 + 0.0005 * sequences as f64),
             })
             .to_vec(),
-        energy_missing: Some("nobody asked".to_owned()),
         memory: Some(Memory {
             weights_bytes: 6_000_000 + seed + place,
             cache_bytes: 16 * 300 * cached,
@@ -238,6 +343,14 @@ fn forced(recipe: &Recipe, index: usize, place: u64, stray: f64) -> Forced {
             0 => Vec::new(),
             _ => (0..tokens as u64).map(kl).collect(),
         },
+    }
+}
+
+/// All that a recipe gives.
+pub fn everything(recipe: &Recipe) -> Records {
+    Records {
+        evaluations: records(recipe),
+        benches: benches(recipe),
     }
 }
 

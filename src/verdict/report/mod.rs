@@ -6,8 +6,8 @@
 //!   [`super::judge`] and [`super::study`]
 //! - `table`: tables whose columns name the finding they show, so that no cell
 //!   can hold a number that is not a finding
-//! - `group`, `original`: the sections about one comparison and about the
-//!   original study
+//! - `group`, `speed`, `original`: the sections about one comparison, about the
+//!   speed of its runs or of benches, and about the original study
 //! - `charts`: which findings go into which picture
 //! - `escape`: text of a model is untrusted and shows as text in every output
 //! - `page`: sections into Markdown, HTML, CSV and LaTeX
@@ -17,6 +17,7 @@ pub mod findings;
 pub mod table;
 mod charts;
 mod group;
+mod speed;
 mod original;
 pub mod escape;
 pub mod page;

@@ -2,6 +2,7 @@
 
 mod duel;
 mod machine;
+mod speeds;
 mod beside;
 
 use std::path::Path;
@@ -13,20 +14,23 @@ use crate::error::Result;
 use crate::experiment::CONTROL;
 use crate::quant::Format;
 use crate::quant::size::Parts;
-use crate::record::{self, Record, Records, Setup};
+use crate::record::{Record, Records};
 use crate::verdict::judge::{Comparison, Row, groups, judge};
-use crate::verdict::stats::{Median, Resampling};
+use crate::verdict::stats::Resampling;
 use crate::verdict::study::{self, Study};
 
 pub use beside::{Beside, Side};
 pub use duel::{Changed, Contender, Duel};
 pub use machine::{Checksum, Fact};
+pub use speeds::{Benched, Held, Moment, Named, Run, Source, Speeds};
 
 /// What a report says. Its JSON is what the keys of the report's tables point
 /// into.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Findings {
     pub groups: Vec<Group>,
+    /// Speeds measured without questions.
+    pub benches: Vec<Benched>,
     pub study: study::Judged,
     /// Formats that both the study and a group have.
     pub beside: Vec<Beside>,
@@ -42,6 +46,7 @@ pub struct Group {
     /// One a run, in the order of `comparison.rows`.
     pub entries: Vec<Entry>,
     pub duel: Option<Duel>,
+    pub speeds: Speeds,
     pub machine: Vec<Fact>,
     pub files: Vec<Checksum>,
 }
@@ -54,11 +59,9 @@ pub struct Entry {
     #[serde(flatten)]
     pub row: Row,
     pub parts: Parts,
-    /// Seconds of a decode step at batch 1.
-    pub decode: Option<Median>,
-    /// The measurements behind it.
+    /// Seconds of decode steps of a single sequence.
     #[serde(skip)]
-    pub decode_samples: Vec<f64>,
+    pub single_samples: Vec<f64>,
     /// The record's file.
     pub record: String,
     pub started: String,
@@ -70,22 +73,33 @@ pub struct Entry {
 /// If records of one comparison do not belong together.
 pub fn findings(records: &Records, resampling: Resampling) -> Result<Findings> {
     let mut found: Vec<Group> = Vec::new();
+    let mut slugs: Vec<String> = Vec::new();
     for records in groups(&records.evaluations) {
         let mut group = group(&records, resampling)?;
-        let taken = |slug: &str| found.iter().any(|g| g.slug == slug);
-        if taken(&group.slug) {
-            let numbered = |n| format!("{}-{n}", group.slug);
-            let free = (2..).map(numbered).find(|slug| !taken(slug));
-            group.slug = free.expect("fewer groups than numbers");
-        }
+        group.slug = free(group.slug, &mut slugs);
         found.push(group);
+    }
+    let mut benches = speeds::benched(&records.benches)?;
+    for bench in &mut benches {
+        bench.slug = free(std::mem::take(&mut bench.slug), &mut slugs);
     }
     let study = Study::published()?.judge()?;
     Ok(Findings {
         beside: beside::beside(&study, &found),
         groups: found,
+        benches,
         study,
     })
+}
+
+/// `slug` if it is not among those taken, else with a number; taken then.
+fn free(slug: String, taken: &mut Vec<String>) -> String {
+    let numbered = (2..).map(|n| format!("{slug}-{n}"));
+    let mut all = std::iter::once(slug.clone()).chain(numbered);
+    let free = all.find(|slug| !taken.contains(slug));
+    let free = free.expect("fewer slugs than numbers");
+    taken.push(free.clone());
+    free
 }
 
 fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
@@ -95,7 +109,7 @@ fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
         let found = records.find(|r| r.head.setup.experiment == name);
         *found.expect("every row was made from a record of this group")
     };
-    let entries = comparison
+    let entries: Vec<Entry> = comparison
         .rows
         .iter()
         .map(|row| entry(named(&row.experiment), row))
@@ -108,22 +122,28 @@ fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
         .and_then(|[a, b]| Some((with(a)?, with(b)?)))
         .map(|(a, b)| duel::duel(a, b, resampling))
         .transpose()?;
+    let heads = records.iter().map(|r| {
+        let setup = &r.head.setup;
+        (&r.head.environment, setup.compute, &setup.program)
+    });
+    let mut files = machine::checksums(&comparison.model);
+    files.push(Checksum {
+        file: comparison.dataset.name.clone(),
+        sha256: comparison.dataset.sha256.clone(),
+    });
     Ok(Group {
         slug: slug(&comparison),
         title: title(&comparison),
+        speeds: Speeds::of_entries(&entries),
         entries,
         duel,
-        machine: machine::machine(records),
-        files: machine::checksums(&comparison),
+        machine: machine::machine(heads),
+        files,
         comparison,
     })
 }
 
 fn entry(record: &Record, row: &Row) -> Entry {
-    let single = row.speed.as_ref().and_then(|s| s.single.as_ref());
-    let samples = record.samples.speed.as_ref();
-    let of_one = |d: &&record::Decode| d.sequences == 1;
-    let samples = samples.and_then(|s| s.decode.iter().find(of_one));
     Entry {
         name: if row.experiment == CONTROL {
             format!("{}, again", row.format)
@@ -132,16 +152,15 @@ fn entry(record: &Record, row: &Row) -> Entry {
         },
         row: row.clone(),
         parts: record.head.parts,
-        decode: single.map(|d| d.seconds.median),
-        decode_samples: samples.map_or_else(Vec::new, |d| d.seconds.clone()),
-        record: file_name(&record.head.setup),
+        single_samples: speeds::single(record.samples.speed.as_ref()),
+        record: file_name_of(&Record::path(Path::new(""), &record.head.setup)),
         started: record.head.environment.started.clone(),
     }
 }
 
-/// Name of the file that a record with this setup is in.
-fn file_name(setup: &Setup) -> String {
-    Record::path(Path::new(""), setup).display().to_string()
+/// Name of the file that a record is in, from its path in no folder.
+fn file_name_of(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// What tells this comparison from others, as words.
@@ -172,7 +191,12 @@ fn slug(comparison: &Comparison) -> String {
         .split_once('.')
         .map_or(dataset.as_str(), |(stem, _)| stem);
     let marks = marks(comparison).join(" ");
-    let all = format!("{} {dataset} {marks}", comparison.model.name).to_lowercase();
+    words(&format!("{} {dataset} {marks}", comparison.model.name))
+}
+
+/// The letters and digits of `text`, words joined by single hyphens.
+fn words(text: &str) -> String {
+    let all = text.to_lowercase();
     let words = all.split(|c: char| !c.is_ascii_alphanumeric());
     let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
     words.join("-").chars().take(60).collect()
