@@ -4,6 +4,7 @@
 #[path = "common/snapshot.rs"]
 mod snapshot;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -193,6 +194,22 @@ fn the_control_gives_the_baselines_answers_to_the_token() {
     let records = measured(&[BASELINE, CONTROL], &options(Turns::All));
     assert_ne!(records[0].head.setup.slots, records[1].head.setup.slots);
     assert_eq!(records[0].items, records[1].items);
+}
+
+#[test]
+fn logits_have_one_fingerprint_a_story_whatever_the_batch_and_another_in_each_format() {
+    let names = [BASELINE, CONTROL, "bnb_8bit", "bnb_4bit_nf4"];
+    let records = measured(&names, &options(Turns::Last));
+    let fingerprints = |record: &Record| {
+        let of_each = record.forced.iter().map(|f| f.logits_sha256.clone());
+        of_each.collect::<Vec<String>>()
+    };
+    let [baseline, control, int8, nf4] = [0, 1, 2, 3].map(|i| fingerprints(&records[i]));
+    assert_eq!(baseline, control);
+    let distinct: BTreeSet<&String> = baseline.iter().chain(&int8).chain(&nf4).collect();
+    assert_eq!(distinct.len(), 3 * 160, "no two readings agree by chance");
+    let hexadecimal = |f: &String| f.len() == 16 && f.bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(baseline.iter().all(hexadecimal));
 }
 
 #[test]
