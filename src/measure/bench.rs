@@ -180,17 +180,15 @@ pub fn speed(
     let prefill = prefill.collect::<Result<_>>()?;
     let decode = plan.batches.iter().map(|&n| run.decode(n));
     let decode = decode.collect::<Result<_>>()?;
-    let (mut energy, mut energy_missing) = (Vec::new(), None);
-    if plan.energy_seconds > 0.0 {
-        for &batch in &plan.batches {
-            match run.energy(batch, device)? {
-                Ok(window) => energy.push(window),
-                Err(reason) => energy_missing = Some(reason),
-            }
-        }
+    let mut energy = Vec::new();
+    let energy_missing = if plan.energy_seconds > 0.0 {
+        device.joules().err()
     } else {
-        let reason = "a window of several seconds takes a run of `llama-quant bench`";
-        energy_missing = Some(reason.to_owned());
+        Some("a window of several seconds takes a run of `llama-quant bench`".to_owned())
+    };
+    if energy_missing.is_none() {
+        let windows = plan.batches.iter().map(|&n| run.energy(n, device));
+        energy = windows.collect::<Result<_>>()?;
     }
     card.extend(device.card()?);
     Ok(record::Speed {
@@ -263,17 +261,14 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
         })
     }
 
-    /// What the device uses while `sequences` decode, or why that is not known.
-    fn energy(
-        &mut self,
-        sequences: usize,
-        device: Device,
-    ) -> Result<std::result::Result<Energy, String>> {
-        self.fill(sequences)?;
-        let before = match device.joules() {
-            Ok(joules) => joules,
-            Err(reason) => return Ok(Err(reason)),
+    /// What the device uses while `sequences` decode.
+    fn energy(&mut self, sequences: usize, device: Device) -> Result<Energy> {
+        let joules = || {
+            let counter = device.joules();
+            counter.map_err(|reason| Error::engine("reading the energy counter", reason))
         };
+        self.fill(sequences)?;
+        let before = joules()?;
         let start = Instant::now();
         let mut steps = 0;
         while start.elapsed().as_secs_f64() < self.plan.energy_seconds {
@@ -284,14 +279,13 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
             }
             steps += self.plan.steps;
         }
-        let after = device.joules();
         let seconds = start.elapsed().as_secs_f64();
-        Ok(after.map(|after| Energy {
+        Ok(Energy {
             sequences,
-            joules: after - before,
+            joules: joules()? - before,
             seconds,
             tokens: steps * sequences,
-        }))
+        })
     }
 
     /// Gives the first slots the tokens that a step finds in its cache, one slot

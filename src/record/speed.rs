@@ -84,7 +84,8 @@ pub struct Energy {
     pub joules: f64,
     /// Length of the window.
     pub seconds: f64,
-    /// Tokens decoded within it, all sequences together.
+    /// Tokens that steps decoded within it, all sequences together. The one that
+    /// each repetition runs again to start from the same cache is not counted.
     pub tokens: usize,
 }
 

@@ -84,7 +84,7 @@ pub struct Energy {
 /// What the samples of a model with these `parts` say.
 ///
 /// # Errors
-/// None in practice: see [`stats::median()`].
+/// None as long as the level of the intervals is one, see [`stats::median()`].
 pub fn speed(parts: Parts, samples: &record::Speed) -> Result<Speed> {
     let head = if parts.head == 0 {
         parts.embedding
