@@ -55,7 +55,7 @@ fn prefill_starts_from_an_empty_slot_each_time_and_steps_from_one_cache() {
         .map(|run| (run.slot, run.tokens.len()))
         .collect();
     let (short, long, fill) = ((0, 3), (0, 7), (0, 4));
-    let wanted = [short, short, short, long, long, long, fill, fill, (1, 4)];
+    let wanted = [short, short, short, long, long, long, fill, (1, 4)];
     assert_eq!(starts, wanted);
 
     let steps: Vec<&Vec<(usize, u32)>> = decoder

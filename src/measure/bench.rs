@@ -19,14 +19,18 @@ use crate::source::checkpoint::Weights;
 use crate::source::config::Config;
 
 impl Plan {
-    /// For a run that is there for something else: about half a second for the
-    /// tiny Llama on two cores.
+    /// For a run that is there for something else: half a second to a second for
+    /// the tiny Llama on two cores.
     pub fn short(device: Device) -> Self {
+        let long = Self::long(device);
         Self {
-            repetitions: 5,
-            steps: 4,
+            prefill_tokens: long.prefill_tokens[..2].to_vec(),
+            cached_tokens: long.cached_tokens / 2,
+            // The fewest that have an interval of the median.
+            repetitions: 6,
+            steps: 3,
             energy_seconds: 0.0,
-            ..Self::long(device)
+            ..long
         }
     }
 
@@ -178,6 +182,7 @@ pub fn speed(
     let mut run = Run::new(decoder, plan);
     let prefill = plan.prefill_tokens.iter().map(|&n| run.prefill(n));
     let prefill = prefill.collect::<Result<_>>()?;
+    run.fill()?;
     let decode = plan.batches.iter().map(|&n| run.decode(n));
     let decode = decode.collect::<Result<_>>()?;
     let mut energy = Vec::new();
@@ -241,7 +246,6 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
 
     /// Seconds of steps of `sequences`, each repetition from the same cache.
     fn decode(&mut self, sequences: usize) -> Result<Decode> {
-        self.fill(sequences)?;
         let mut seconds = Vec::with_capacity(self.plan.repetitions * self.plan.steps);
         for repetition in 0..=self.plan.repetitions {
             let mut rows = self.rewind(sequences)?;
@@ -267,7 +271,6 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
             let counter = device.joules();
             counter.map_err(|reason| Error::engine("reading the energy counter", reason))
         };
-        self.fill(sequences)?;
         let before = joules()?;
         let start = Instant::now();
         let mut steps = 0;
@@ -288,10 +291,11 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
         })
     }
 
-    /// Gives the first slots the tokens that a step finds in its cache, one slot
-    /// a call, so that a chunk of an engine need not hold them all.
-    fn fill(&mut self, sequences: usize) -> Result<()> {
-        for slot in 0..sequences {
+    /// Gives the slots of the largest batch the tokens that a step finds in its
+    /// cache, one slot a call, so that a chunk of an engine need not hold them
+    /// all.
+    fn fill(&mut self) -> Result<()> {
+        for slot in 0..self.plan.slots() {
             self.decoder.prefill(&[Segment {
                 slot,
                 start: 0,
@@ -301,7 +305,7 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
         Ok(())
     }
 
-    /// Drops what steps have added to filled slots; the rows of the next step.
+    /// Drops what steps have added to the filled slots; the rows of the next step.
     fn rewind(&mut self, sequences: usize) -> Result<Vec<(usize, u32)>> {
         let last = self.plan.cached_tokens - 1;
         let again = |slot| Segment {
