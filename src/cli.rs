@@ -5,18 +5,21 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use llama_quant::Result;
 use llama_quant::coqa::{Scoring, Turns};
+use llama_quant::engine::Device;
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment};
-use llama_quant::measure::bench::{DECODE_BATCHES, PREFILL_TOKENS};
+use llama_quant::measure::bench::Benched;
 use llama_quant::measure::environment::today;
-use llama_quant::measure::{self, Options, Reference, embedded, evaluate};
+use llama_quant::measure::{Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::{MIB, model_bytes};
+use llama_quant::record::Plan;
 use llama_quant::source::config::Config;
-use llama_quant::verdict::judge::{comparisons, median};
+use llama_quant::source::origin::Weights;
+use llama_quant::verdict::judge::comparisons;
 use llama_quant::verdict::stats::Resampling;
 use llama_quant::verdict::stats::interval::SEED;
 use llama_quant::verdict::{report, table};
-use llama_quant::{Error, Result};
 
 /// What quantising a Llama model costs in quality and buys in memory and speed.
 ///
@@ -87,9 +90,9 @@ pub struct CompareArguments {
     /// Folder for the records [default: reports/records/<date>-<device>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What runs the model: auto or cpu
+    /// What runs the model: auto, cpu or cuda:N
     #[arg(long, default_value = "auto")]
-    device: String,
+    device: Device,
 }
 
 #[derive(Args)]
@@ -110,6 +113,19 @@ pub struct BenchArguments {
     /// Checkpoint folder [default: the tiny Llama of the project]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// checkpoint, or random[:SEED] in its place: the folder then needs only its
+    /// config.json
+    #[arg(long, default_value = "checkpoint")]
+    weights: Weights,
+    /// Experiments to measure [default: all but the control]
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    experiment: Vec<String>,
+    /// Folder for the records [default: reports/records/<date>-<device>]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// What runs the model: auto, cpu or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: Device,
 }
 
 #[derive(Args)]
@@ -130,7 +146,6 @@ pub fn start_logging() {
 
 /// Runs the experiments, writes their records and prints the comparison.
 pub fn compare(arguments: &CompareArguments) -> Result<()> {
-    let device = device(&arguments.device)?;
     let experiments = experiments(arguments)?;
     let options = Options {
         model: arguments.model.clone().map_or_else(embedded::model, Ok)?,
@@ -143,17 +158,15 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
         limit: arguments.limit,
         bos: !arguments.no_bos,
         first_line: !arguments.reference_stop,
-        out: arguments
-            .out
-            .clone()
-            .unwrap_or_else(|| PathBuf::from(format!("reports/records/{}-{device}", today()))),
+        device: arguments.device,
+        out: folder(arguments.out.as_ref(), arguments.device),
     };
-    let mut reference = Reference::default();
+    let mut shared = Shared::open(options)?;
     let mut records = Vec::new();
     let mut paths = Vec::new();
     for experiment in &experiments {
         let progress = progress_bar(experiment.name);
-        let (path, record) = evaluate(experiment, &options, &mut reference, &progress)?;
+        let (path, record) = evaluate(experiment, &mut shared, &progress)?;
         progress.finish_and_clear();
         records.push(record);
         paths.push(path);
@@ -171,17 +184,10 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     Ok(())
 }
 
-/// The device to run on, by the name that records carry.
-fn device(wanted: &str) -> Result<&'static str> {
-    match wanted {
-        "auto" | "cpu" => Ok("cpu"),
-        other => Err(Error::usage(
-            "--device",
-            "auto or cpu",
-            format!("`{other}`"),
-            "run on the CPU; this version has no other engine",
-        )),
-    }
+/// Where records go if nobody says so: a folder for each day and engine.
+fn folder(wanted: Option<&PathBuf>, device: Device) -> PathBuf {
+    let default = || PathBuf::from(format!("reports/records/{}-{}", today(), device.engine()));
+    wanted.cloned().unwrap_or_else(default)
 }
 
 fn experiments(arguments: &CompareArguments) -> Result<Vec<Experiment>> {
@@ -238,31 +244,39 @@ pub fn report(arguments: &ReportArguments) -> Result<()> {
     Ok(())
 }
 
-/// Prints tokens a second of a model in every format, medians.
+/// Measures the speed of a model in every format, writes a record for each and
+/// prints what they say.
 pub fn bench(arguments: &BenchArguments) -> Result<()> {
+    let device = arguments.device;
     let model = arguments.model.clone().map_or_else(embedded::model, Ok)?;
-    let [b1, b16] = DECODE_BATCHES.map(|batch| format!("decode b={batch}"));
-    println!(
-        "{:24} {:>8} {:>12} {b1:>12} {b16:>12}",
-        "experiment", "load, s", "prefill"
-    );
-    println!(
-        "{:24} {:>8} {:>12} {:>12} {:>12}",
-        "", "", "tokens/s", "tokens/s", "tokens/s"
-    );
-    for experiment in EXPERIMENTS.iter().filter(|e| e.name != CONTROL) {
-        let speed = measure::bench::bench(experiment, &model)?;
-        let prefill = PREFILL_TOKENS as f64 / median(&speed.prefill_seconds);
-        let steps = DECODE_BATCHES.into_iter().zip(&speed.step_seconds);
-        let decode: Vec<String> = steps
-            .map(|(batch, seconds)| format!("{:12.0}", batch as f64 / median(seconds)))
-            .collect();
-        println!(
-            "{:24} {:8.3} {prefill:12.0} {}",
-            speed.experiment,
-            speed.load_seconds,
-            decode.join(" ")
-        );
+    let benched = Benched::open(device, &model, arguments.weights)?;
+    let plan = Plan::long(device);
+    let out = folder(arguments.out.as_ref(), device);
+    let experiments: Vec<Experiment> = match &arguments.experiment[..] {
+        // The control would be the baseline's format once more.
+        [] => EXPERIMENTS
+            .into_iter()
+            .filter(|e| e.name != CONTROL)
+            .collect(),
+        names => names
+            .iter()
+            .map(|name| Experiment::named(name))
+            .collect::<Result<_>>()?,
+    };
+    let progress = progress_bar("bench");
+    progress.set_length(experiments.len() as u64);
+    let mut benches = Vec::new();
+    let mut paths = Vec::new();
+    for experiment in &experiments {
+        let bench = benched.bench(experiment, &plan)?;
+        paths.push(bench.write(&out)?);
+        benches.push(bench);
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    println!("{}", table::speed(&benches)?);
+    for path in paths {
+        println!("record: {}", path.display());
     }
     Ok(())
 }

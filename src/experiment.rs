@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coqa::Turns;
 use crate::error::{Error, Result};
-use crate::quant::{Code4, Format};
+use crate::quant::{Code4, Compute, Format};
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,12 +15,17 @@ pub struct Experiment {
     pub name: &'static str,
     /// How the linears of the decoder layers are stored.
     pub format: Format,
-    /// Sequences run together. It changes no bit of any result; the control
+    /// What weights are rounded to before they are multiplied.
+    pub compute: Compute,
+    /// Sequences run together on the CPU; on a GPU [`GPU_FACTOR`] times as many. It changes no bit of any result; the control
     /// runs the baseline's format with another number to show it.
     pub slots: usize,
     /// Part of the comparison that runs when nothing is asked for.
     pub default: bool,
 }
+
+/// How many times as many sequences a GPU runs together as a CPU.
+pub const GPU_FACTOR: usize = 32;
 
 /// The experiment that the others are compared with.
 pub const BASELINE: &str = "fp16_baseline";
@@ -30,46 +35,68 @@ pub const BASELINE: &str = "fp16_baseline";
 pub const CONTROL: &str = "fp16_control";
 
 /// Every experiment, in the order of reports.
-pub const EXPERIMENTS: [Experiment; 6] = [
+pub const EXPERIMENTS: [Experiment; 7] = [
     Experiment {
         name: BASELINE,
         format: Format::Fp16,
+        compute: Compute::F16,
         slots: 16,
         default: true,
     },
     Experiment {
         name: CONTROL,
         format: Format::Fp16,
+        compute: Compute::F16,
         slots: 5,
         default: true,
     },
     Experiment {
         name: "bnb_8bit",
         format: Format::Int8 { threshold: 6.0 },
+        compute: Compute::F16,
         slots: 16,
         default: true,
     },
     Experiment {
         name: "bnb_4bit_nf4",
         format: Format::bnb4(Code4::Nf4, true),
+        compute: Compute::F16,
         slots: 16,
         default: true,
     },
     Experiment {
         name: "bnb_4bit_fp4",
         format: Format::bnb4(Code4::Fp4, true),
+        compute: Compute::F16,
         slots: 16,
         default: true,
     },
     Experiment {
         name: "bnb_4bit_nf4_no_double",
         format: Format::bnb4(Code4::Nf4, false),
+        compute: Compute::F16,
+        slots: 16,
+        default: false,
+    },
+    Experiment {
+        name: "bnb_4bit_nf4_bf16",
+        format: Format::bnb4(Code4::Nf4, true),
+        compute: Compute::Bf16,
         slots: 16,
         default: false,
     },
 ];
 
 impl Experiment {
+    /// Sequences run together where `gpu` says whether a GPU does it.
+    pub const fn slots(&self, gpu: bool) -> usize {
+        if gpu {
+            GPU_FACTOR * self.slots
+        } else {
+            self.slots
+        }
+    }
+
     /// The experiment of this name.
     pub fn named(name: &str) -> Result<Self> {
         let found = EXPERIMENTS.into_iter().find(|e| e.name == name);

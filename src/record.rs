@@ -1,6 +1,10 @@
 //! The record: all that passes from measuring to judging. One JSON file for
 //! each experiment and set of options, written item by item so that a run that
-//! is killed goes on where it stopped.
+//! is killed goes on where it stopped; and one for each measurement of speed
+//! alone.
+
+mod bench;
+mod speed;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -11,14 +15,18 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::coqa::{Scoring, Turns};
-use crate::engine::generate::Finish;
 use crate::error::{Error, Result};
 use crate::quant::size::Parts;
 use crate::quant::{Bytes, Compute, Format};
 use crate::source::hex;
 
+pub use crate::source::origin::Weights;
+
+pub use bench::{Bench, BenchHead, BenchSetup};
+pub use speed::{CardState, Decode, Energy, Gpu, Memory, Plan, Prefill, Speed};
+
 /// Version of the layout. A record of another version is refused.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Everything that can change a result, and nothing else.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,7 +39,7 @@ pub struct Setup {
     pub model: Model,
     pub dataset: Dataset,
     pub task: Task,
-    /// What ran the model, such as `cpu`.
+    /// What ran the model: `cpu` or `cuda`.
     pub engine: String,
     /// Sequences run together.
     pub slots: usize,
@@ -78,7 +86,10 @@ pub struct Task {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Environment {
+    /// What ran the model, such as `cpu` or `cuda:0`.
     pub device: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
     pub cpu: String,
     pub cores: usize,
     pub memory_bytes: u64,
@@ -92,11 +103,23 @@ pub struct Environment {
     pub started: String,
 }
 
+/// What a file of records holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A [`Record`]: questions, asked and scored.
+    Evaluation,
+    /// A [`Bench`]: speed alone.
+    Bench,
+}
+
 /// What is known before the first item.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
     pub schema: u32,
+    /// [`Kind::Evaluation`].
+    pub kind: Kind,
     /// SHA-256 of `setup`: two runs with one key give the same items.
     pub key: String,
     pub setup: Setup,
@@ -144,6 +167,16 @@ pub struct Item {
     pub ceiling_f1: f64,
 }
 
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    Eos,
+    Stop,
+    Line,
+    Length,
+}
+
 /// One story with its gold answers, read token by token by the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -157,6 +190,9 @@ pub struct Forced {
     pub nll: f64,
     /// Tokens at which the likeliest one is also the baseline's.
     pub same_top: usize,
+    /// First 16 hexadecimal digits of the SHA-256 of all logits of the story, as
+    /// little-endian f32: runs that agree here agree to the bit.
+    pub logits_sha256: String,
     /// KL divergence from the baseline's distribution, in nats, one a token, to
     /// five significant digits. Empty for the baseline itself.
     pub kl: Vec<f64>,
@@ -169,8 +205,9 @@ pub struct Samples {
     pub load_seconds: f64,
     /// All items that this run did not find already written.
     pub evaluate_seconds: f64,
-    /// Single decode steps at batch 1.
-    pub decode_seconds: Vec<f64>,
+    /// None if it was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
 }
 
 /// A finished run.
@@ -226,26 +263,50 @@ impl Record {
     /// If the file is damaged, incomplete or of another schema version.
     pub fn open(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        check_schema(path, &text)?;
-        let record: Self = serde_json::from_str(&text).map_err(|e| damaged(path, &e))?;
+        kind(path, &text)?.expect(path, Kind::Evaluation)?;
+        Self::read(path, &text)
+    }
+
+    fn read(path: &Path, text: &str) -> Result<Self> {
+        let record: Self = serde_json::from_str(text).map_err(|e| damaged(path, &e))?;
         let complete = record
             .items
             .iter()
             .enumerate()
             .all(|(i, item)| item.index == i);
         if !complete || record.head.key != record.head.setup.key() {
-            return Err(Error::record(
-                path.display().to_string(),
-                "items 0, 1, 2 … and a key that belongs to the setup",
-                "others",
-                "the file was edited; delete it and run the experiment again",
-            ));
+            let wanted = "items 0, 1, 2 … and a key that belongs to the setup";
+            return Err(edited(path, wanted));
         }
         Ok(record)
     }
 
-    /// Every finished record below `dir`, by path.
-    pub fn open_all(dir: &Path) -> Result<Vec<Self>> {
+    /// Writes the record whole or not at all, a line for each item.
+    fn write(&self, path: &Path) -> Result<()> {
+        let head = serde_json::to_string_pretty(&self.head).map_err(|e| unwritable(path, &e))?;
+        let items = lines(path, &self.items)?;
+        let forced = lines(path, &self.forced)?;
+        let samples = line(path, &self.samples)?;
+        let text = format!(
+            "{{\"head\": {head},\n\"items\": [{items}],\n\"forced\": [{forced}],\n\"samples\": {samples}}}\n"
+        );
+        replace(path, text.as_bytes())
+    }
+}
+
+/// All that lies in a folder of records.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Records {
+    pub evaluations: Vec<Record>,
+    pub benches: Vec<Bench>,
+}
+
+impl Records {
+    /// Every finished record below `dir`, each kind by path.
+    ///
+    /// # Errors
+    /// If one cannot be read; see [`Record::open`] and [`Bench::open`].
+    pub fn open(dir: &Path) -> Result<Self> {
         let mut paths = Vec::new();
         let mut folders = vec![dir.to_path_buf()];
         while let Some(folder) = folders.pop() {
@@ -259,19 +320,23 @@ impl Record {
             }
         }
         paths.sort();
-        paths.iter().map(|path| Self::open(path)).collect()
+        let mut records = Self::default();
+        for path in &paths {
+            let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+            match kind(path, &text)? {
+                Kind::Evaluation => records.evaluations.push(Record::read(path, &text)?),
+                Kind::Bench => records.benches.push(Bench::read(path, &text)?),
+            }
+        }
+        Ok(records)
     }
 
-    /// Writes the record whole or not at all, a line for each item.
-    fn write(&self, path: &Path) -> Result<()> {
-        let head = serde_json::to_string_pretty(&self.head).map_err(|e| unwritable(path, &e))?;
-        let items = lines(path, &self.items)?;
-        let forced = lines(path, &self.forced)?;
-        let samples = line(path, &self.samples)?;
-        let text = format!(
-            "{{\"head\": {head},\n\"items\": [{items}],\n\"forced\": [{forced}],\n\"samples\": {samples}}}\n"
-        );
-        replace(path, text.as_bytes())
+    pub fn len(&self) -> usize {
+        self.evaluations.len() + self.benches.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -435,8 +500,32 @@ fn damaged(path: &Path, e: &serde_json::Error) -> Error {
     )
 }
 
-/// Refuses a record of another version before its fields are read.
-fn check_schema(path: &Path, text: &str) -> Result<()> {
+fn edited(path: &Path, wanted: &str) -> Error {
+    Error::record(
+        path.display().to_string(),
+        wanted,
+        "others",
+        "the file was edited; delete it and run the experiment again",
+    )
+}
+
+impl Kind {
+    fn expect(self, path: &Path, wanted: Self) -> Result<()> {
+        if self == wanted {
+            return Ok(());
+        }
+        Err(Error::record(
+            path.display().to_string(),
+            format!("a record of kind {wanted:?}").to_lowercase(),
+            format!("{self:?}").to_lowercase(),
+            "name another file",
+        ))
+    }
+}
+
+/// What a file holds. A record of another version is refused before its fields
+/// are read.
+fn kind(path: &Path, text: &str) -> Result<Kind> {
     #[derive(Deserialize)]
     struct Outer {
         head: Version,
@@ -444,15 +533,21 @@ fn check_schema(path: &Path, text: &str) -> Result<()> {
     #[derive(Deserialize)]
     struct Version {
         schema: u32,
+        // The first versions did not have it.
+        kind: Option<Kind>,
     }
     let found: Outer = serde_json::from_str(text).map_err(|e| damaged(path, &e))?;
-    if found.head.schema == SCHEMA {
-        return Ok(());
+    match found.head {
+        Version {
+            schema: SCHEMA,
+            kind: Some(kind),
+        } => Ok(kind),
+        Version { schema: SCHEMA, .. } => Err(edited(path, "a head with its kind")),
+        Version { schema, .. } => Err(Error::record(
+            path.display().to_string(),
+            format!("schema {SCHEMA}"),
+            format!("schema {schema}"),
+            "read it with the version of this program that wrote it, or run the experiment again",
+        )),
     }
-    Err(Error::record(
-        path.display().to_string(),
-        format!("schema {SCHEMA}"),
-        format!("schema {}", found.head.schema),
-        "read it with the version of this program that wrote it, or run the experiment again",
-    ))
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use llama_quant::record::Record;
+use llama_quant::record::{Bench, Record};
 use rstest::rstest;
 use tempfile::{TempDir, tempdir};
 
@@ -131,6 +131,9 @@ fn other_options_make_another_record_beside_the_first() {
 #[case::model(&["compare", "--model", "nowhere"], &["nowhere/config.json", "No such file"])]
 #[case::dataset(&["compare", "--dataset", "nothing.jsonl"], &["nothing.jsonl", "No such file"])]
 #[case::limit(&["compare", "--limit", "0"], &["--limit", "at least 1"])]
+#[case::bench(&["bench", "--experiment", "nf5"], &["nf5", "fp16_baseline"])]
+#[case::bench_device(&["bench", "--device", "cuda:0"], &["--device", "auto or cpu", "cuda:0"])]
+#[case::no_device(&["compare", "--device", "gpu"], &["--device", "auto, cpu or cuda:N", "gpu"])]
 #[case::size(&["size", "--model", "nowhere"], &["nowhere/config.json"])]
 fn what_cannot_be_done_is_one_clear_message_and_no_record(
     #[case] arguments: &[&str],
@@ -161,6 +164,51 @@ fn the_size_of_a_model_needs_its_configuration_alone() {
     ] {
         assert!(stdout.contains(figure), "{figure} in\n{stdout}");
     }
+}
+
+#[test]
+fn a_bench_prints_a_line_and_writes_a_record_a_format_and_the_report_takes_them() {
+    let dir = tempdir().expect("a folder");
+    let model =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/llama/tied_gqa_llama3rope");
+    let model = model.to_str().expect("UTF-8");
+    let arguments = [
+        "bench",
+        "--weights",
+        "random",
+        "--model",
+        model,
+        "--out",
+        "reports/records/x",
+    ];
+    let output = run(dir.path(), &arguments);
+    let stdout = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let records = files(dir.path(), "json");
+    assert_eq!(records.len(), 5, "{records:?}");
+    for (name, path) in ["FP4", "NF4", "NF4, no double quant", "INT8", "FP16"]
+        .into_iter()
+        .zip(records)
+    {
+        let bench = Bench::open(&path).expect("a whole record");
+        let lines = stdout
+            .lines()
+            .filter(|line| line.trim_start().starts_with(&format!("{name}  ")));
+        assert_eq!(lines.count(), 1, "one line for {name} in\n{stdout}");
+        assert_eq!(bench.head.setup.format.to_string(), name);
+        let file = path.file_name().expect("a name").to_string_lossy();
+        assert!(stdout.contains(&*file), "{file} is named in\n{stdout}");
+        let batches: Vec<usize> = bench.speed.decode.iter().map(|d| d.sequences).collect();
+        assert_eq!(batches, [1, 4, 16]);
+    }
+    // A second run replaces what it measures anew.
+    let once = [&arguments[..], &["--experiment", "bnb_8bit"]].concat();
+    assert!(run(dir.path(), &once).status.success());
+    assert_eq!(files(dir.path(), "json").len(), 5);
+    let output = run(dir.path(), &["report"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report = fs::read_to_string(dir.path().join("reports/REPORT.md")).expect("a report");
+    assert!(report.contains("## 1. Speed of tied_gqa_llama3rope, cpu, random weights"));
 }
 
 const RESUMED: [&str; 8] = [
@@ -257,7 +305,8 @@ fn a_run_killed_at_any_point_resumes_to_the_bytes_of_an_uninterrupted_one() {
 }
 
 #[rstest]
-#[case::schema("\"schema\": 1", "\"schema\": 99", &["schema 1", "schema 99"])]
+#[case::schema("\"schema\": 2", "\"schema\": 1", &["schema 2", "schema 1", "run the experiment again"])]
+#[case::kind("\"kind\": \"evaluation\"", "\"kind\": \"bench\"", &["of kind evaluation", "bench"])]
 #[case::cut("\"samples\"", "", &["record", "delete it and run the experiment again"])]
 #[case::key("\"turns\": \"last\"", "\"turns\": \"all\"", &["a key that belongs to the setup"])]
 fn a_record_of_another_version_or_damaged_is_refused_by_name(

@@ -4,14 +4,16 @@
 #[path = "common/snapshot.rs"]
 mod snapshot;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 use llama_quant::coqa::{Dataset, Scoring, Turns, items, prompt};
+use llama_quant::engine::Device;
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment, Verdict};
-use llama_quant::measure::{Options, Reference, embedded, evaluate};
+use llama_quant::measure::{Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::MIB;
 use llama_quant::record::Record;
 use llama_quant::verdict::judge::{Comparison, Difference, comparisons};
@@ -27,6 +29,7 @@ fn options(turns: Turns) -> Options {
         limit: None,
         bos: true,
         first_line: true,
+        device: Device::Cpu,
         out: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("embedded-records"),
     }
 }
@@ -37,11 +40,11 @@ fn measured(names: &[&str], options: &Options) -> Vec<Record> {
     fs::create_dir_all(&options.out).expect("a folder for records");
     let lock = File::create(options.out.join("lock")).expect("a lock file");
     lock.lock().expect("the lock");
-    let mut reference = Reference::default();
+    let mut shared = Shared::open(options.clone()).expect("a model and questions");
     let run = |name: &&str| {
         let experiment = Experiment::named(name).expect("an experiment");
         let progress = ProgressBar::hidden();
-        evaluate(&experiment, options, &mut reference, &progress)
+        evaluate(&experiment, &mut shared, &progress)
             .expect("a run")
             .1
     };
@@ -191,6 +194,22 @@ fn the_control_gives_the_baselines_answers_to_the_token() {
     let records = measured(&[BASELINE, CONTROL], &options(Turns::All));
     assert_ne!(records[0].head.setup.slots, records[1].head.setup.slots);
     assert_eq!(records[0].items, records[1].items);
+}
+
+#[test]
+fn logits_have_one_fingerprint_a_story_whatever_the_batch_and_another_in_each_format() {
+    let names = [BASELINE, CONTROL, "bnb_8bit", "bnb_4bit_nf4"];
+    let records = measured(&names, &options(Turns::Last));
+    let fingerprints = |record: &Record| {
+        let of_each = record.forced.iter().map(|f| f.logits_sha256.clone());
+        of_each.collect::<Vec<String>>()
+    };
+    let [baseline, control, int8, nf4] = [0, 1, 2, 3].map(|i| fingerprints(&records[i]));
+    assert_eq!(baseline, control);
+    let distinct: BTreeSet<&String> = baseline.iter().chain(&int8).chain(&nf4).collect();
+    assert_eq!(distinct.len(), 3 * 160, "no two readings agree by chance");
+    let hexadecimal = |f: &String| f.len() == 16 && f.bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(baseline.iter().all(hexadecimal));
 }
 
 #[test]

@@ -10,10 +10,9 @@ mod refusal;
 
 use std::cell::Cell;
 
-use llama_quant::engine::generate::{
-    Completion, Finish, Limits, Prompt, generate, generate_in_opened,
-};
+use llama_quant::engine::generate::{Completion, Limits, Prompt, generate, generate_in_opened};
 use llama_quant::engine::{Decoder, Segment};
+use llama_quant::record::Finish;
 use llama_quant::{Error, Result};
 use mock::{Call, Mock, Run};
 use random::Random;

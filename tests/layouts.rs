@@ -10,8 +10,9 @@ use std::path::Path;
 
 use indicatif::ProgressBar;
 use llama_quant::coqa::{Scoring, Turns};
+use llama_quant::engine::Device;
 use llama_quant::experiment::{EXPERIMENTS, Experiment};
-use llama_quant::measure::{Options, Reference, embedded, evaluate};
+use llama_quant::measure::{Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::{MIB, model_bytes};
 use llama_quant::record::SCHEMA;
 use llama_quant::source::config::Config;
@@ -57,12 +58,13 @@ fn a_record_has_the_fields_of_its_schema() {
         limit: Some(1),
         bos: true,
         first_line: true,
+        device: Device::Cpu,
         out: dir.path().to_owned(),
     };
     let experiment = Experiment::named("bnb_4bit_nf4").expect("an experiment");
     let progress = ProgressBar::hidden();
-    let (path, _) =
-        evaluate(&experiment, &options, &mut Reference::default(), &progress).expect("a run");
+    let mut shared = Shared::open(options).expect("a model and questions");
+    let (path, _) = evaluate(&experiment, &mut shared, &progress).expect("a run");
     let text = std::fs::read_to_string(path).expect("the record");
     let mut found = BTreeSet::new();
     fields(&serde_json::from_str(&text).expect("JSON"), "", &mut found);

@@ -10,7 +10,6 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("error", &[]),
     ("source", &["error"]),
     ("quant", &["error", "source::config"]),
-    ("engine", &["error", "source", "quant", "record::replace"]),
     ("coqa", &["error"]),
     ("experiment", &["error", "quant", "coqa"]),
     (
@@ -18,9 +17,24 @@ const ROOMS: [(&str, &[&str]); 9] = [
         &[
             "error",
             "source::hex",
+            "source::config::Config",
+            "source::origin::Weights",
             "quant",
-            "engine::generate::Finish",
             "coqa",
+        ],
+    ),
+    // Of a record, only what an engine says of itself and its device.
+    (
+        "engine",
+        &[
+            "error",
+            "source",
+            "quant",
+            "record::Finish",
+            "record::Memory",
+            "record::Gpu",
+            "record::CardState",
+            "record::replace",
         ],
     ),
     (
@@ -428,4 +442,5 @@ fn the_rules_refuse_what_the_order_of_rooms_forbids() {
     }
     assert!(!may("coqa", "quant::Format") && !may("quant", "source::checkpoint"));
     assert!(!may("engine", "coqa::STOP") && !may("record", "engine::generate"));
+    assert!(may("engine", "record::Memory") && !may("engine", "record::Record"));
 }

@@ -13,6 +13,7 @@ use super::llama::{Layer, Llama};
 use super::math::{LANES, Rope, arg_max, dot, exponentials, rms_norm, swiglu};
 use crate::error::{Error, Result};
 use crate::quant::{Fp16, Weight};
+use crate::record::Memory;
 
 /// A model with its key-value cache.
 pub struct CpuEngine {
@@ -169,6 +170,21 @@ impl Decoder for CpuEngine {
         let x = self.run(segments)?;
         let tokens = segments.iter().map(|s| s.tokens.len() as u32).sum();
         self.head(&x, &(0..tokens).collect::<Vec<_>>())
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        let config = &self.model.config;
+        let norms = (2 * config.layers + 1) * config.hidden;
+        let cached = 2 * config.layers * config.kv_heads * config.head_dim * size_of::<f32>();
+        Some(Memory {
+            // Norms are held as f32, twice the bytes that a checkpoint has.
+            weights_bytes: self.model.bytes().with_state + 2 * norms as u64,
+            cache_bytes: (self.slots() * self.context * cached) as u64,
+            cache_bytes_per_token: cached as u64,
+            workspace_bytes: None,
+            allocated_bytes: None,
+            peak_bytes: None,
+        })
     }
 }
 

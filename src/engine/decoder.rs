@@ -1,6 +1,7 @@
 //! The trait that engines implement.
 
 use crate::error::{Error, Result};
+use crate::record::Memory;
 
 /// Tokens to append to one sequence.
 #[derive(Debug, Clone, Copy)]
@@ -51,10 +52,20 @@ pub trait Decoder {
             .collect();
         self.prefill(&segments)
     }
+
+    /// Prompt tokens that one call best takes at once; more are served too.
+    fn chunk_tokens(&self) -> usize {
+        512
+    }
+
+    /// What the engine holds on its device now; none if it does not count.
+    fn memory(&self) -> Option<Memory> {
+        None
+    }
 }
 
 /// Refuses segments that an engine could not run.
-pub fn check(decoder: &impl Decoder, segments: &[Segment<'_>]) -> Result<()> {
+pub fn check(decoder: &(impl Decoder + ?Sized), segments: &[Segment<'_>]) -> Result<()> {
     let mut used = vec![false; decoder.slots()];
     for &Segment {
         slot,

@@ -2,13 +2,9 @@
 
 use std::collections::VecDeque;
 
-use serde::{Deserialize, Serialize};
-
 use super::decoder::{Decoder, Segment};
 use crate::error::{Error, Result};
-
-/// Most prompt tokens run in one call.
-const CHUNK_TOKENS: usize = 512;
+use crate::record::Finish;
 
 /// One sequence to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,16 +27,6 @@ pub struct Limits {
     pub stop: Vec<String>,
     /// The first line break after something that is not blank ends the text.
     pub first_line: bool,
-}
-
-/// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Finish {
-    Eos,
-    Stop,
-    Line,
-    Length,
 }
 
 /// What was generated.
@@ -76,7 +62,7 @@ struct Running {
 /// If a prompt is empty or does not fit the decoder's context with its new
 /// tokens; then nothing has run. Whatever the decoder, `decode` or `done`
 /// return as an error ends the run.
-pub fn generate<D: Decoder>(
+pub fn generate<D: Decoder + ?Sized>(
     decoder: &mut D,
     prompts: &[Prompt],
     limits: &Limits,
@@ -99,7 +85,7 @@ pub fn generate<D: Decoder>(
 ///
 /// # Errors
 /// As [`generate`], and whatever `open` returns as an error.
-pub fn generate_in_opened<D: Decoder>(
+pub fn generate_in_opened<D: Decoder + ?Sized>(
     decoder: &mut D,
     prompts: &[Prompt],
     limits: &Limits,
@@ -139,7 +125,7 @@ pub fn generate_in_opened<D: Decoder>(
     }
 }
 
-fn check(decoder: &impl Decoder, prompts: &[Prompt], limits: &Limits) -> Result<()> {
+fn check(decoder: &(impl Decoder + ?Sized), prompts: &[Prompt], limits: &Limits) -> Result<()> {
     let refuse = |thing: String, wanted: String, found: usize, remedy: &str| {
         Err(Error::usage(thing, wanted, found.to_string(), remedy))
     };
@@ -243,8 +229,12 @@ fn first_line_end(text: &str) -> Option<usize> {
     text[start..].find('\n').map(|at| start + at)
 }
 
-/// Runs the prompts that were just admitted, [`CHUNK_TOKENS`] a call.
-fn run_prompts<D: Decoder>(decoder: &mut D, prompts: &[Prompt], slots: &mut [Slot]) -> Result<()> {
+/// Runs the prompts that were just admitted, [`Decoder::chunk_tokens`] a call.
+fn run_prompts<D: Decoder + ?Sized>(
+    decoder: &mut D,
+    prompts: &[Prompt],
+    slots: &mut [Slot],
+) -> Result<()> {
     // For each new prompt, how much of it the cache holds.
     let mut pending = VecDeque::new();
     for (i, slot) in slots.iter_mut().enumerate() {
@@ -266,7 +256,7 @@ fn run_prompts<D: Decoder>(decoder: &mut D, prompts: &[Prompt], slots: &mut [Slo
         }
     }
     while !pending.is_empty() {
-        let mut room = CHUNK_TOKENS;
+        let mut room = decoder.chunk_tokens();
         let mut segments = Vec::new();
         let mut complete = Vec::new();
         while room > 0
@@ -295,7 +285,7 @@ fn run_prompts<D: Decoder>(decoder: &mut D, prompts: &[Prompt], slots: &mut [Slo
 }
 
 /// Appends its latest token to every running sequence.
-fn step<D: Decoder>(decoder: &mut D, slots: &mut [Slot]) -> Result<()> {
+fn step<D: Decoder + ?Sized>(decoder: &mut D, slots: &mut [Slot]) -> Result<()> {
     let running = |(i, slot): (usize, &Slot)| Some((i, slot.running.as_ref()?.next?));
     let rows: Vec<(usize, u32)> = slots.iter().enumerate().filter_map(running).collect();
     if rows.is_empty() {

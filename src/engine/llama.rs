@@ -5,10 +5,9 @@ use std::path::Path;
 use half::slice::HalfFloatSliceExt;
 
 use crate::error::Result;
-use crate::quant::{Bytes, Format, Fp16, Weight};
-use crate::source::checkpoint::Checkpoint;
+use crate::quant::{Bytes, Compute, Format, Fp16, Weight};
 use crate::source::config::Config;
-use crate::source::origin::Origin;
+use crate::source::origin::{Origin, Weights};
 
 /// A whole model on the host. Only the linears of the layers are quantised.
 pub struct Llama {
@@ -41,16 +40,29 @@ impl Llama {
     /// Loads the checkpoint folder `dir` and packs each linear as it arrives,
     /// so that no more than one tensor is ever held unpacked.
     pub fn load(dir: &Path, format: Format) -> Result<Self> {
-        let weights = Origin::Stored(Checkpoint::open(dir)?);
-        Self::build(Config::open(dir)?, &weights, format)
+        Self::load_from(dir, Weights::Checkpoint, format)
     }
 
-    /// Packs the model of this shape from `weights`, tensor by tensor.
-    pub fn build(config: Config, weights: &Origin, format: Format) -> Result<Self> {
+    /// As [`Llama::load`]; random weights need no more than the folder's
+    /// `config.json`.
+    pub fn load_from(dir: &Path, weights: Weights, format: Format) -> Result<Self> {
+        let origin = Origin::open(dir, weights)?;
+        Self::build(Config::open(dir)?, &origin, format, Compute::F16)
+    }
+
+    /// Packs the model of this shape from `weights`, tensor by tensor; 4-bit
+    /// weights are rounded to `compute` before they are multiplied.
+    pub fn build(
+        config: Config,
+        weights: &Origin,
+        format: Format,
+        compute: Compute,
+    ) -> Result<Self> {
         let loader = Loader {
             config: &config,
             weights,
             format,
+            compute,
         };
         let (embedding, head) = loader.tables()?;
         let layers = (0..config.layers)
@@ -88,6 +100,7 @@ struct Loader<'a> {
     config: &'a Config,
     weights: &'a Origin,
     format: Format,
+    compute: Compute,
 }
 
 impl Loader<'_> {
@@ -115,7 +128,8 @@ impl Loader<'_> {
         let linear = |(name, rows, columns): (&str, usize, usize)| {
             let name = format!("model.layers.{i}.{name}.weight");
             let values = self.weights.f16(&name, &[rows, columns])?;
-            Weight::pack(self.format, values, rows, columns)
+            let weight = Weight::pack(self.format, values, rows, columns)?;
+            Ok(weight.computed_in(self.compute))
         };
         Ok(Layer {
             input_norm: norm("input_layernorm")?,

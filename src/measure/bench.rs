@@ -1,82 +1,320 @@
-//! How fast an engine runs a model in each format. A benchmark, not a test:
-//! nothing asserts a time.
+//! How fast an engine runs a model. A measurement, not a test: nothing asserts
+//! a time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::engine::cpu::CpuEngine;
-use crate::engine::llama::Llama;
-use crate::engine::{Decoder, Segment};
-use crate::error::Result;
+use super::environment::{environment, program};
+use super::evaluate::model;
+use crate::engine::{Decoder, Device, Opened, Opening, Segment, open};
+use crate::error::{Error, Result};
 use crate::experiment::Experiment;
+use crate::quant::size::model_parts;
+use crate::record::{
+    self, Bench, BenchHead, BenchSetup, CardState, Decode, Energy, Kind, Model, Plan, Prefill,
+    SCHEMA,
+};
+use crate::source::config::Config;
+use crate::source::origin::Weights;
 
-/// Tokens of the prompt that prefill is measured with.
-pub const PREFILL_TOKENS: usize = 256;
-/// Batch sizes that decode is measured at.
-pub const DECODE_BATCHES: [usize; 2] = [1, 16];
-/// Repetitions of each measurement, after one that does not count.
-const REPETITIONS: usize = 5;
-/// Decode steps in one repetition.
-const STEPS: usize = 8;
+impl Plan {
+    /// For a run that is there for something else: half a second to a second for
+    /// the tiny Llama on two cores.
+    pub fn short(device: Device) -> Self {
+        let long = Self::long(device);
+        Self {
+            prefill_tokens: long.prefill_tokens[..2].to_vec(),
+            cached_tokens: long.cached_tokens / 2,
+            // The fewest that have an interval of the median.
+            repetitions: 6,
+            steps: 3,
+            energy_seconds: 0.0,
+            ..long
+        }
+    }
 
-/// Raw samples of one experiment, in seconds.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Speed {
-    pub experiment: &'static str,
-    pub load_seconds: f64,
-    /// For [`PREFILL_TOKENS`] tokens of one sequence.
-    pub prefill_seconds: Vec<f64>,
-    /// For one step of all sequences, by [`DECODE_BATCHES`].
-    pub step_seconds: [Vec<f64>; DECODE_BATCHES.len()],
+    /// For `llama-quant bench`.
+    pub fn long(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self {
+                prefill_tokens: vec![64, 128, 256],
+                batches: vec![1, 4, 16],
+                cached_tokens: 128,
+                repetitions: 15,
+                steps: 8,
+                energy_seconds: 5.0,
+            },
+            Device::Cuda(_) => Self {
+                prefill_tokens: vec![128, 256, 512, 1024],
+                batches: vec![1, 4, 8, 32, 128, 512],
+                cached_tokens: 128,
+                repetitions: 15,
+                steps: 64,
+                energy_seconds: 5.0,
+            },
+        }
+    }
+
+    /// The part of the plan that `slots` sequences of `context` tokens have
+    /// room for.
+    pub fn within(mut self, slots: usize, context: usize) -> Self {
+        self.batches.retain(|&batch| batch <= slots);
+        self.prefill_tokens.retain(|&tokens| tokens <= context);
+        self.cached_tokens = self.cached_tokens.min(context.saturating_sub(self.steps));
+        self
+    }
+
+    /// Sequences it takes.
+    pub fn slots(&self) -> usize {
+        self.batches.iter().copied().max().unwrap_or(1)
+    }
+
+    /// Tokens that a slot must hold for it.
+    pub fn context(&self) -> usize {
+        let longest = self.prefill_tokens.iter().copied().max().unwrap_or(0);
+        longest.max(self.cached_tokens + self.steps)
+    }
+
+    fn check(&self, decoder: &(impl Decoder + ?Sized)) -> Result<()> {
+        let (slots, context) = (decoder.slots(), decoder.context());
+        let room = self.slots() <= slots && self.context() <= context;
+        let some = self.repetitions > 0 && self.steps > 0 && self.cached_tokens > 0;
+        let positive = |all: &[usize]| all.iter().all(|&one| one > 0);
+        if room && some && positive(&self.batches) && positive(&self.prefill_tokens) {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "plan of a measurement",
+            format!("numbers from 1 on, within {slots} sequences of {context} tokens"),
+            format!("{self:?}"),
+            "make the engine larger or cut the plan with Plan::within",
+        ))
+    }
 }
 
-/// Measures `experiment` on the checkpoint folder `model`, on the CPU.
-pub fn bench(experiment: &Experiment, model: &Path) -> Result<Speed> {
-    let start = Instant::now();
-    let model = Llama::load(model, experiment.format)?;
-    let load_seconds = start.elapsed().as_secs_f64();
-    let largest_batch = DECODE_BATCHES.into_iter().max().unwrap_or(1);
-    let mut engine = CpuEngine::new(model, largest_batch, PREFILL_TOKENS + STEPS);
-    // Any tokens do: time does not depend on them.
-    let vocab = engine.vocab() as u32;
-    let tokens: Vec<u32> = (0..PREFILL_TOKENS as u32).map(|i| i % vocab).collect();
-    let mut prefill = |slot: usize| {
-        let start = Instant::now();
-        engine.prefill(&[Segment {
-            slot,
-            start: 0,
-            tokens: &tokens,
-        }])?;
-        Ok::<_, crate::Error>(start.elapsed().as_secs_f64())
-    };
-    let mut prefill_seconds = Vec::new();
-    for slot in (0..largest_batch).chain(0..REPETITIONS) {
-        prefill_seconds.push(prefill(slot)?);
+/// A model on a device whose speed is measured.
+pub struct Benched {
+    device: Device,
+    dir: PathBuf,
+    weights: Weights,
+    config: Config,
+    model: Model,
+}
+
+impl Benched {
+    /// The model in folder `dir`; random weights need only its `config.json`.
+    ///
+    /// # Errors
+    /// If the folder does not hold a model.
+    pub fn open(device: Device, dir: &Path, weights: Weights) -> Result<Self> {
+        Ok(Self {
+            device,
+            weights,
+            config: Config::open(dir)?,
+            model: model(dir, weights)?,
+            dir: dir.to_path_buf(),
+        })
     }
-    // The first ones only fill the slots and warm up.
-    prefill_seconds.drain(..largest_batch);
-    let mut step_seconds: [Vec<f64>; DECODE_BATCHES.len()] = Default::default();
-    for (batch, seconds) in DECODE_BATCHES.into_iter().zip(&mut step_seconds) {
-        for repetition in 0..=REPETITIONS {
-            for step in 0..STEPS {
-                let token = |slot| Segment {
-                    slot,
-                    start: PREFILL_TOKENS + step,
-                    tokens: &tokens[..1],
-                };
-                let segments: Vec<Segment<'_>> = (0..batch).map(token).collect();
+
+    /// Loads the model in the format of `experiment` and measures its speed as
+    /// far as `plan` fits into what the model was made for.
+    ///
+    /// # Errors
+    /// If the model cannot be loaded or run.
+    pub fn bench(&self, experiment: &Experiment, plan: &Plan) -> Result<Bench> {
+        let environment = environment(self.device)?;
+        let plan = plan.clone().within(plan.slots(), self.config.max_positions);
+        let Opened {
+            mut decoder,
+            load_seconds,
+            size,
+        } = open(Opening {
+            device: self.device,
+            model: &self.dir,
+            weights: self.weights,
+            format: experiment.format,
+            compute: experiment.compute,
+            slots: plan.slots(),
+            context: plan.context(),
+        })?;
+        let speed = speed(decoder.as_mut(), self.device, &plan)?;
+        let setup = BenchSetup {
+            experiment: experiment.name.to_owned(),
+            format: experiment.format,
+            compute: experiment.compute,
+            model: self.model.clone(),
+            weights: self.weights,
+            config: self.config.clone(),
+            engine: self.device.engine().to_owned(),
+            slots: decoder.slots(),
+            context: decoder.context(),
+            plan,
+            program: program()?,
+        };
+        Ok(Bench {
+            head: BenchHead {
+                schema: SCHEMA,
+                kind: Kind::Bench,
+                key: setup.key(),
+                setup,
+                environment,
+                size,
+                parts: model_parts(&self.config, experiment.format),
+            },
+            load_seconds,
+            speed,
+        })
+    }
+}
+
+/// Measures `decoder`, which runs on `device`. What its slots held is gone
+/// afterwards.
+///
+/// # Errors
+/// If the engine has no room for the plan, or fails.
+pub fn speed(
+    decoder: &mut (impl Decoder + ?Sized),
+    device: Device,
+    plan: &Plan,
+) -> Result<record::Speed> {
+    plan.check(decoder)?;
+    let mut card: Vec<CardState> = device.card()?.into_iter().collect();
+    let mut run = Run::new(decoder, plan);
+    let prefill = plan.prefill_tokens.iter().map(|&n| run.prefill(n));
+    let prefill = prefill.collect::<Result<_>>()?;
+    run.fill()?;
+    let decode = plan.batches.iter().map(|&n| run.decode(n));
+    let decode = decode.collect::<Result<_>>()?;
+    let mut energy = Vec::new();
+    let energy_missing = if plan.energy_seconds > 0.0 {
+        device.joules().err()
+    } else {
+        Some("a window of several seconds takes a run of `llama-quant bench`".to_owned())
+    };
+    if energy_missing.is_none() {
+        let windows = plan.batches.iter().map(|&n| run.energy(n, device));
+        energy = windows.collect::<Result<_>>()?;
+    }
+    card.extend(device.card()?);
+    Ok(record::Speed {
+        copy_bytes_per_second: Some(device.copy_bytes_per_second()?),
+        flops_per_second: device.flops_per_second()?,
+        prefill,
+        decode,
+        energy,
+        energy_missing,
+        memory: decoder.memory(),
+        card,
+    })
+}
+
+/// A decoder with something to read.
+struct Run<'a, D: ?Sized> {
+    decoder: &'a mut D,
+    plan: &'a Plan,
+    /// Any tokens do: time does not depend on them.
+    tokens: Vec<u32>,
+}
+
+impl<'a, D: Decoder + ?Sized> Run<'a, D> {
+    fn new(decoder: &'a mut D, plan: &'a Plan) -> Self {
+        let vocab = decoder.vocab() as u32;
+        let tokens = (0..plan.context() as u32).map(|i| i % vocab).collect();
+        Self {
+            decoder,
+            plan,
+            tokens,
+        }
+    }
+
+    /// Seconds from an empty slot to the first new token.
+    fn prefill(&mut self, tokens: usize) -> Result<Prefill> {
+        let mut seconds = Vec::with_capacity(self.plan.repetitions);
+        for repetition in 0..=self.plan.repetitions {
+            let start = Instant::now();
+            self.decoder.prefill(&[Segment {
+                slot: 0,
+                start: 0,
+                tokens: &self.tokens[..tokens],
+            }])?;
+            if repetition > 0 {
+                seconds.push(start.elapsed().as_secs_f64());
+            }
+        }
+        Ok(Prefill { tokens, seconds })
+    }
+
+    /// Seconds of steps of `sequences`, each repetition from the same cache.
+    fn decode(&mut self, sequences: usize) -> Result<Decode> {
+        let mut seconds = Vec::with_capacity(self.plan.repetitions * self.plan.steps);
+        for repetition in 0..=self.plan.repetitions {
+            let mut rows = self.rewind(sequences)?;
+            for _ in 0..self.plan.steps {
                 let start = Instant::now();
-                engine.prefill(&segments)?;
+                let next = self.decoder.step(&rows)?;
                 if repetition > 0 {
                     seconds.push(start.elapsed().as_secs_f64());
                 }
+                rows = next.into_iter().enumerate().collect();
             }
         }
+        Ok(Decode {
+            sequences,
+            cached_tokens: self.plan.cached_tokens,
+            seconds,
+        })
     }
-    Ok(Speed {
-        experiment: experiment.name,
-        load_seconds,
-        prefill_seconds,
-        step_seconds,
-    })
+
+    /// What the device uses while `sequences` decode.
+    fn energy(&mut self, sequences: usize, device: Device) -> Result<Energy> {
+        let joules = || {
+            let counter = device.joules();
+            counter.map_err(|reason| Error::engine("reading the energy counter", reason))
+        };
+        let before = joules()?;
+        let start = Instant::now();
+        let mut steps = 0;
+        while start.elapsed().as_secs_f64() < self.plan.energy_seconds {
+            let mut rows = self.rewind(sequences)?;
+            for _ in 0..self.plan.steps {
+                let next = self.decoder.step(&rows)?;
+                rows = next.into_iter().enumerate().collect();
+            }
+            steps += self.plan.steps;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Energy {
+            sequences,
+            joules: joules()? - before,
+            seconds,
+            tokens: steps * sequences,
+        })
+    }
+
+    /// Gives the slots of the largest batch the tokens that a step finds in its
+    /// cache, one slot a call, so that a chunk of an engine need not hold them
+    /// all.
+    fn fill(&mut self) -> Result<()> {
+        for slot in 0..self.plan.slots() {
+            self.decoder.prefill(&[Segment {
+                slot,
+                start: 0,
+                tokens: &self.tokens[..self.plan.cached_tokens],
+            }])?;
+        }
+        Ok(())
+    }
+
+    /// Drops what steps have added to the filled slots; the rows of the next step.
+    fn rewind(&mut self, sequences: usize) -> Result<Vec<(usize, u32)>> {
+        let last = self.plan.cached_tokens - 1;
+        let again = |slot| Segment {
+            slot,
+            start: last,
+            tokens: &self.tokens[last..=last],
+        };
+        let segments: Vec<Segment<'_>> = (0..sequences).map(again).collect();
+        let next = self.decoder.prefill(&segments)?;
+        Ok(next.into_iter().enumerate().collect())
+    }
 }

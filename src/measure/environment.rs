@@ -6,12 +6,13 @@ use std::sync::LazyLock;
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
+use crate::engine::Device;
 use crate::error::{Error, Result};
 use crate::record::Environment;
 use crate::source::sha256;
 
-/// The machine and the sources as they are now.
-pub fn environment(device: &str) -> Environment {
+/// The machine with `device`, and the sources, as they are now.
+pub fn environment(device: Device) -> Result<Environment> {
     let wanted = RefreshKind::nothing()
         .with_memory(MemoryRefreshKind::everything())
         .with_cpu(CpuRefreshKind::nothing());
@@ -20,8 +21,9 @@ pub fn environment(device: &str) -> Environment {
         .cpus()
         .first()
         .map(|cpu| cpu.brand().trim().to_owned());
-    Environment {
-        device: device.to_owned(),
+    Ok(Environment {
+        device: device.to_string(),
+        gpu: device.gpu()?,
         cpu: cpu
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "unknown".to_owned()),
@@ -34,7 +36,7 @@ pub fn environment(device: &str) -> Environment {
         started: jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string(),
-    }
+    })
 }
 
 /// What git says about the sources; none without git or outside a checkout.

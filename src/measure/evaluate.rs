@@ -1,35 +1,34 @@
 //! One experiment on one model and one data set: load, ask, score, write.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indicatif::ProgressBar;
 use tracing::info;
 
+use super::bench::speed;
 use super::environment::{environment, program};
 use super::forced::{Reference, read};
 use super::questions::Questions;
 use crate::coqa::{self, Dataset, STOP, Scoring, Turns};
-use crate::engine::cpu::CpuEngine;
 use crate::engine::generate::{Completion, Limits, Prompt, generate_in_opened};
-use crate::engine::llama::Llama;
-use crate::engine::{Decoder, Segment};
+use crate::engine::{Decoder, Device, Opened, Opening, open};
 use crate::error::Result;
 use crate::experiment::{BASELINE, Experiment};
 use crate::quant::size::model_parts;
 use crate::quant::{Compute, Format};
-use crate::record::{self, Constant, Head, Item, Record, SCHEMA, Samples, Setup, Task, Writer};
+use crate::record::{
+    self, Constant, Head, Item, Kind, Plan, Record, SCHEMA, Samples, Setup, Task, Writer,
+};
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
+use crate::source::origin::Weights;
 use crate::source::sha256;
 use crate::source::tokenizer::Tokenizer;
 
 /// New tokens at most, as lm-evaluation-harness has it.
 pub const MAX_NEW_TOKENS: usize = 256;
-/// Prompt tokens and decode steps of the latency samples.
-const LATENCY: (usize, usize) = (64, 16);
 
 /// What to evaluate on, and how.
 #[derive(Debug, Clone)]
@@ -47,91 +46,158 @@ pub struct Options {
     /// End each generation after its first line. Without this the stop string
     /// alone ends it, as in lm-evaluation-harness; scores are the same.
     pub first_line: bool,
+    /// What runs the model.
+    pub device: Device,
     /// Folder that the record goes to.
     pub out: PathBuf,
 }
 
+/// What the experiments of one comparison share: read, hashed and tokenised
+/// once, with the baseline's logits for those that are compared with it.
+pub struct Shared {
+    options: Options,
+    config: Config,
+    tokenizer: Tokenizer,
+    questions: Questions,
+    model: record::Model,
+    dataset: record::Dataset,
+    constant: Constant,
+    reference: Reference,
+}
+
+impl Shared {
+    /// Opens the model's folder and the data set.
+    ///
+    /// # Errors
+    /// If one of them is damaged, or there is nothing to ask.
+    pub fn open(options: Options) -> Result<Self> {
+        let dataset = Dataset::open(&options.dataset)?;
+        let config = Config::open(&options.model)?;
+        let tokenizer = Tokenizer::open(&options.model, &config)?;
+        let sha256 = dataset.sha256.clone();
+        let questions = Questions::new(&options, dataset, &config, &tokenizer)?;
+        let (answer, f1) = coqa::best_constant(&questions.references, options.scoring);
+        Ok(Self {
+            model: model(&options.model, Weights::Checkpoint)?,
+            dataset: record::Dataset {
+                name: file_name(&options.dataset),
+                sha256,
+            },
+            constant: Constant { answer, f1 },
+            reference: Reference::default(),
+            options,
+            config,
+            tokenizer,
+            questions,
+        })
+    }
+
+    fn setup(&self, experiment: &Experiment) -> Result<Setup> {
+        let options = &self.options;
+        Ok(Setup {
+            experiment: experiment.name.to_owned(),
+            format: experiment.format,
+            compute: experiment.compute,
+            model: self.model.clone(),
+            dataset: self.dataset.clone(),
+            task: Task {
+                turns: options.turns,
+                limit: options.limit,
+                scoring: options.scoring,
+                bos: options.bos,
+                max_new_tokens: MAX_NEW_TOKENS,
+                stop: vec![STOP.to_owned()],
+                first_line: options.first_line,
+            },
+            engine: options.device.engine().to_owned(),
+            slots: experiment.slots(options.device.is_gpu()),
+            program: program()?,
+        })
+    }
+
+    /// An engine for the questions, with the weights in `format`.
+    fn engine(&self, format: Format, compute: Compute, slots: usize) -> Result<Opened> {
+        open(Opening {
+            device: self.options.device,
+            model: &self.options.model,
+            weights: Weights::Checkpoint,
+            format,
+            compute,
+            slots,
+            context: self.questions.context(),
+        })
+    }
+}
+
 /// Runs `experiment` and returns its record and where it was written. A record
-/// of the same key that is already there is read instead. `reference` holds what
-/// experiments on the same model and data set share.
+/// of the same key that is already there is read instead.
 pub fn evaluate(
     experiment: &Experiment,
-    options: &Options,
-    reference: &mut Reference,
+    shared: &mut Shared,
     progress: &ProgressBar,
 ) -> Result<(PathBuf, Record)> {
-    let dataset = Dataset::open(&options.dataset)?;
-    let config = Config::open(&options.model)?;
-    let setup = setup(experiment, options, &dataset)?;
-    let finished = Record::path(&options.out, &setup);
+    let setup = shared.setup(experiment)?;
+    let (device, out) = (shared.options.device, shared.options.out.clone());
+    let finished = Record::path(&out, &setup);
     if finished.is_file() {
         info!("already measured: {}", finished.display());
         return Ok((finished.clone(), Record::open(&finished)?));
     }
-    let tokenizer = Tokenizer::open(&options.model, &config)?;
-    let questions = Questions::new(options, dataset, &config, &tokenizer)?;
-
-    let start = Instant::now();
-    let model = Llama::load(&options.model, experiment.format)?;
-    let size = model.bytes();
-    let slots = experiment.slots.min(questions.prompts.len());
-    let mut engine = CpuEngine::new(model, slots, questions.context());
-    let load_seconds = start.elapsed().as_secs_f64();
-
-    let (answer, f1) = coqa::best_constant(&questions.references, options.scoring);
+    let slots = setup.slots.min(shared.questions.dialogues.len());
+    let Opened {
+        mut decoder,
+        load_seconds,
+        size,
+    } = shared.engine(experiment.format, experiment.compute, slots)?;
     let mut writer = Writer::begin(
-        &options.out,
+        &out,
         Head {
             schema: SCHEMA,
+            kind: Kind::Evaluation,
             key: setup.key(),
             setup,
-            environment: environment("cpu"),
+            environment: environment(device)?,
             size,
-            parts: model_parts(&config, experiment.format),
-            constant: Constant { answer, f1 },
+            parts: model_parts(&shared.config, experiment.format),
+            constant: shared.constant.clone(),
         },
     )?;
     let start = Instant::now();
-    let run = Run {
-        experiment,
-        options,
-        questions: &questions,
-        tokenizer: &tokenizer,
-        config: &config,
-    };
-    run.ask(&mut engine, reference, &mut writer, progress)?;
+    // Taken out, so that it can change while the rest of `shared` is read.
+    let mut reference = std::mem::take(&mut shared.reference);
+    let run = Run { experiment, shared };
+    let asked = run.ask(decoder.as_mut(), &mut reference, &mut writer, progress);
+    shared.reference = reference;
+    asked?;
+    let evaluate_seconds = start.elapsed().as_secs_f64();
+    let plan = Plan::short(device).within(slots, decoder.context());
     writer.finish(Samples {
         load_seconds,
-        evaluate_seconds: start.elapsed().as_secs_f64(),
-        decode_seconds: decode_seconds(&mut engine, &questions.prompts[0].tokens)?,
+        evaluate_seconds,
+        speed: Some(speed(decoder.as_mut(), device, &plan)?),
     })
 }
 
-fn setup(experiment: &Experiment, options: &Options, dataset: &Dataset) -> Result<Setup> {
-    Ok(Setup {
-        experiment: experiment.name.to_owned(),
-        format: experiment.format,
-        compute: Compute::F16,
-        model: record::Model {
-            name: file_name(&options.model),
-            files: model_files(&options.model)?,
-        },
-        dataset: record::Dataset {
-            name: file_name(&options.dataset),
-            sha256: dataset.sha256.clone(),
-        },
-        task: Task {
-            turns: options.turns,
-            limit: options.limit,
-            scoring: options.scoring,
-            bos: options.bos,
-            max_new_tokens: MAX_NEW_TOKENS,
-            stop: vec![STOP.to_owned()],
-            first_line: options.first_line,
-        },
-        engine: "cpu".to_owned(),
-        slots: experiment.slots,
-        program: program()?,
+/// What the name of a folder and the files read from it say of a model.
+pub(super) fn model(dir: &Path, weights: Weights) -> Result<record::Model> {
+    let config = dir.join("config.json");
+    let files = match weights {
+        Weights::Random { .. } => vec![config],
+        Weights::Checkpoint => {
+            let checkpoint = Checkpoint::open(dir)?;
+            let stored = checkpoint.files().map(Path::to_path_buf);
+            [config, dir.join("tokenizer.json")]
+                .into_iter()
+                .chain(stored)
+                .collect()
+        }
+    };
+    let sums = files
+        .iter()
+        .map(|path| Ok((file_name(path), sha256(path)?)));
+    Ok(record::Model {
+        name: file_name(dir),
+        files: sums.collect::<Result<_>>()?,
     })
 }
 
@@ -141,23 +207,10 @@ fn file_name(path: &Path) -> String {
         .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-/// SHA-256 of every file that is read from the checkpoint folder.
-fn model_files(dir: &Path) -> Result<BTreeMap<String, String>> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let fixed = ["config.json", "tokenizer.json"].map(|name| dir.join(name));
-    let files = fixed.iter().map(PathBuf::as_path).chain(checkpoint.files());
-    files
-        .map(|path| Ok((file_name(path), sha256(path)?)))
-        .collect()
-}
-
 /// What the callbacks of a generation need.
 struct Run<'a> {
     experiment: &'a Experiment,
-    options: &'a Options,
-    questions: &'a Questions,
-    tokenizer: &'a Tokenizer,
-    config: &'a Config,
+    shared: &'a Shared,
 }
 
 impl Run<'_> {
@@ -168,12 +221,12 @@ impl Run<'_> {
     /// goes first, because a turn overwrites what comes after it in the cache.
     fn ask(
         &self,
-        engine: &mut CpuEngine,
+        engine: &mut dyn Decoder,
         reference: &mut Reference,
         writer: &mut Writer,
         progress: &ProgressBar,
     ) -> Result<()> {
-        let questions = self.questions;
+        let questions = &self.shared.questions;
         let mut indices: Vec<usize> = (0..questions.items.len())
             .filter(|&i| !writer.has(i))
             .collect();
@@ -189,9 +242,9 @@ impl Run<'_> {
         progress.set_position((questions.items.len() - indices.len()) as u64);
         let limits = Limits {
             max_new_tokens: MAX_NEW_TOKENS,
-            eos: self.config.eos.clone(),
+            eos: self.shared.config.eos.clone(),
             stop: vec![STOP.to_owned()],
-            first_line: self.options.first_line,
+            first_line: self.shared.options.first_line,
         };
         let mut baseline = None;
         let writer = RefCell::new(writer);
@@ -209,7 +262,7 @@ impl Run<'_> {
                     &mut writer.borrow_mut(),
                 )
             },
-            |ids| self.tokenizer.decode(ids),
+            |ids| self.shared.tokenizer.decode(ids),
             |prompt, completion| {
                 progress.inc(1);
                 writer
@@ -223,15 +276,16 @@ impl Run<'_> {
     /// not written yet, and returns the tokens that the slot then holds.
     fn read(
         &self,
-        engine: &mut CpuEngine,
+        engine: &mut dyn Decoder,
         slot: usize,
         story: usize,
         reference: &mut Reference,
-        baseline: &mut Option<CpuEngine>,
+        baseline: &mut Option<Box<dyn Decoder>>,
         writer: &mut Writer,
     ) -> Result<Vec<u32>> {
-        let id = &self.questions.dataset.stories[story].id;
-        let dialogue = self.questions.dialogues.iter().find(|d| d.story == *id);
+        let questions = &self.shared.questions;
+        let id = &questions.dataset.stories[story].id;
+        let dialogue = questions.dialogues.iter().find(|d| d.story == *id);
         let dialogue = dialogue.expect("every story that is asked about has its dialogue");
         if writer.has_forced(dialogue.index) {
             return Ok(Vec::new());
@@ -242,12 +296,9 @@ impl Run<'_> {
             reference.compare(engine, slot, dialogue, || {
                 let baseline = match baseline {
                     Some(loaded) => loaded,
-                    none => {
-                        let model = Llama::load(&self.options.model, Format::Fp16)?;
-                        none.insert(CpuEngine::new(model, 1, self.questions.context()))
-                    }
+                    none => none.insert(self.shared.engine(Format::Fp16, Compute::F16, 1)?.decoder),
                 };
-                read(baseline, 0, &dialogue.tokens)
+                read(baseline.as_mut(), 0, &dialogue.tokens)
             })?
         };
         writer.add_forced(forced)?;
@@ -256,17 +307,18 @@ impl Run<'_> {
 
     /// The scored item at `index`.
     fn item(&self, index: usize, completion: Completion) -> Item {
-        let references = &self.questions.references[index];
-        let scoring = self.options.scoring;
+        let questions = &self.shared.questions;
+        let references = &questions.references[index];
+        let scoring = self.shared.options.scoring;
         let prediction = coqa::prediction(&completion.text);
         let score = coqa::score(prediction, references, scoring);
         Item {
             index,
-            id: self.questions.items[index].id.clone(),
-            story: self.questions.story(index).id.clone(),
-            question: self.questions.turn(index).question.clone(),
+            id: questions.items[index].id.clone(),
+            story: questions.story(index).id.clone(),
+            question: questions.turn(index).question.clone(),
             references: references.clone(),
-            prompt_tokens: self.questions.prompts[index].tokens.len(),
+            prompt_tokens: questions.prompts[index].tokens.len(),
             finish: completion.finish,
             em: score.em,
             f1: score.f1,
@@ -276,24 +328,4 @@ impl Run<'_> {
             tokens: completion.tokens,
         }
     }
-}
-
-/// Seconds of single decode steps at batch 1, after a warm-up step.
-fn decode_seconds(engine: &mut CpuEngine, prompt: &[u32]) -> Result<Vec<f64>> {
-    let (prompt_tokens, steps) = LATENCY;
-    let first = Segment {
-        slot: 0,
-        start: 0,
-        tokens: &prompt[..prompt_tokens.min(prompt.len())],
-    };
-    let mut next = engine.prefill(&[first])?[0];
-    let mut seconds = Vec::with_capacity(steps);
-    for step in 0..=steps {
-        let start = Instant::now();
-        next = engine.step(&[(0, next)])?[0];
-        if step > 0 {
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-    }
-    Ok(seconds)
 }

@@ -5,11 +5,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::engine::math::arg_max;
 use crate::engine::{Decoder, Segment};
 use crate::error::Result;
 use crate::record::Forced;
+use crate::source::hex;
 
 /// Tokens run in one call.
 const CHUNK_TOKENS: usize = 128;
@@ -47,21 +49,21 @@ impl Reference {
     /// its tokens but the last afterwards.
     pub fn remember(
         &mut self,
-        baseline: &mut impl Decoder,
+        baseline: &mut (impl Decoder + ?Sized),
         slot: usize,
         dialogue: &Dialogue,
     ) -> Result<Forced> {
         let logits = read(baseline, slot, &dialogue.tokens)?;
-        let tokens = tokens(&logits, &logits, &dialogue.tokens);
+        let forced = Forced {
+            kl: Vec::new(),
+            ..held_against(&logits, &logits, dialogue)
+        };
         let bytes = size_of_val(logits.as_slice());
         if self.bytes + bytes <= KEPT_BYTES {
             self.bytes += bytes;
             self.logits.insert(dialogue.story.clone(), logits);
         }
-        Ok(Forced {
-            kl: Vec::new(),
-            ..summed(dialogue, &tokens)
-        })
+        Ok(forced)
     }
 
     /// Reads a dialogue with `decoder` in `slot`, as [`Reference::remember`],
@@ -69,7 +71,7 @@ impl Reference {
     /// logits are not at hand.
     pub fn compare(
         &self,
-        decoder: &mut impl Decoder,
+        decoder: &mut (impl Decoder + ?Sized),
         slot: usize,
         dialogue: &Dialogue,
         read_baseline: impl FnOnce() -> Result<Vec<f32>>,
@@ -79,15 +81,16 @@ impl Reference {
             None => Cow::Owned(read_baseline()?),
         };
         let logits = read(decoder, slot, &dialogue.tokens)?;
-        Ok(summed(
-            dialogue,
-            &tokens(&logits, &baseline, &dialogue.tokens),
-        ))
+        Ok(held_against(&logits, &baseline, dialogue))
     }
 }
 
 /// Logits after every token but the last: `[tokens - 1, vocab]`.
-pub fn read(decoder: &mut impl Decoder, slot: usize, tokens: &[u32]) -> Result<Vec<f32>> {
+pub fn read(
+    decoder: &mut (impl Decoder + ?Sized),
+    slot: usize,
+    tokens: &[u32],
+) -> Result<Vec<f32>> {
     let mut logits = Vec::with_capacity((tokens.len() - 1) * decoder.vocab());
     for (i, tokens) in tokens[..tokens.len() - 1].chunks(CHUNK_TOKENS).enumerate() {
         let start = i * CHUNK_TOKENS;
@@ -145,15 +148,34 @@ impl LogSoftmax {
     }
 }
 
-fn summed(dialogue: &Dialogue, tokens: &[Token]) -> Forced {
+/// A reading with the logits `[tokens - 1, vocab]` next to the baseline's.
+fn held_against(logits: &[f32], baseline: &[f32], dialogue: &Dialogue) -> Forced {
+    let (tokens, logits_sha256) = rayon::join(
+        || tokens(logits, baseline, &dialogue.tokens),
+        || fingerprint(logits),
+    );
     Forced {
         index: dialogue.index,
         story: dialogue.story.clone(),
         tokens: tokens.len(),
         nll: tokens.iter().map(|token| token.nll).sum(),
         same_top: tokens.iter().filter(|token| token.same_top).count(),
+        logits_sha256,
         kl: tokens.iter().map(|token| five_digits(token.kl)).collect(),
     }
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of `logits`, little-endian.
+fn fingerprint(logits: &[f32]) -> String {
+    let mut hash = Sha256::new();
+    let mut bytes = Vec::new();
+    // In parts, so that the bytes are not all held a second time.
+    for part in logits.chunks(1 << 14) {
+        bytes.clear();
+        bytes.extend(part.iter().flat_map(|logit| logit.to_le_bytes()));
+        hash.update(&bytes);
+    }
+    hex(&hash.finalize()[..8])
 }
 
 /// `x` to five significant digits, which is what records keep.

@@ -10,5 +10,4 @@ pub mod evaluate;
 pub mod forced;
 pub mod questions;
 
-pub use evaluate::{Options, evaluate};
-pub use forced::Reference;
+pub use evaluate::{Options, Shared, evaluate};

@@ -100,6 +100,8 @@ pub struct Bnb4 {
     /// `ceil(rows * columns / 2)` bytes; a missing last code is the code of 0.
     pub packed: Vec<u8>,
     pub absmax: Absmax,
+    /// What weights are rounded to before they are multiplied.
+    pub compute: Compute,
 }
 
 impl Bnb4 {
@@ -135,6 +137,7 @@ impl Bnb4 {
             columns,
             packed,
             absmax,
+            compute: Compute::F16,
         }
     }
 
@@ -188,7 +191,7 @@ impl Bnb4 {
         product(x, self.rows, self.columns, |row, panel: &mut Panel| {
             for (j, row) in (row..self.rows).take(TILE).enumerate() {
                 let start = row * self.columns;
-                self.decode(Compute::F16, start..start + self.columns, |k, value| {
+                self.decode(self.compute, start..start + self.columns, |k, value| {
                     panel[k][j] = value;
                 });
             }

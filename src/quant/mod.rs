@@ -187,6 +187,16 @@ impl Weight {
         })
     }
 
+    /// The same weight, rounded to `compute` before it is multiplied if it is
+    /// 4-bit; the other formats have FP16 in their definition.
+    #[must_use]
+    pub fn computed_in(self, compute: Compute) -> Self {
+        match self {
+            Self::Bnb4(w) => Self::Bnb4(Bnb4 { compute, ..w }),
+            other => other,
+        }
+    }
+
     /// Bytes held, counted both ways.
     pub fn bytes(&self) -> Bytes {
         match self {

@@ -4,13 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 
 /// RoPE scaling of Llama 3.1 and later.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Llama3Scaling {
     pub factor: f64,
     pub low_freq_factor: f64,
@@ -20,7 +21,8 @@ pub struct Llama3Scaling {
 }
 
 /// The shape of a Llama, checked: every number is usable as it stands.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     pub vocab: usize,
     pub hidden: usize,

@@ -1,14 +1,52 @@
 //! Where a model's tensors come from: a checkpoint, or a seed.
 
+use std::path::Path;
+use std::str::FromStr;
+
 use half::f16;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Standard deviation of random weights, as transformers initialises a Llama.
 const DEVIATION: f32 = 0.02;
 /// Standard deviation of a sum of four uniform 16-bit numbers.
 const SUM_DEVIATION: f32 = 37_837.227;
+
+/// Which weights a model is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// Those of the checkpoint folder.
+    Checkpoint,
+    /// Drawn from a seed, the same at every run and on every device: speed does
+    /// not depend on what they are, so a configuration is enough to measure it.
+    Random { seed: u64 },
+}
+
+impl FromStr for Weights {
+    type Err = Error;
+
+    /// `checkpoint`, `random` or `random:SEED`.
+    fn from_str(text: &str) -> Result<Self> {
+        let seed = text
+            .strip_prefix("random:")
+            .and_then(|seed| seed.parse().ok());
+        match (text, seed) {
+            ("checkpoint", _) => Ok(Self::Checkpoint),
+            ("random", _) => Ok(Self::Random { seed: 0 }),
+            (_, Some(seed)) => Ok(Self::Random { seed }),
+            _ => Err(Error::usage(
+                "--weights",
+                "checkpoint, random or random:SEED",
+                format!("`{text}`"),
+                "use one of these",
+            )),
+        }
+    }
+}
 
 /// The tensors of one model.
 pub enum Origin {
@@ -22,6 +60,14 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// The weights of the checkpoint folder `dir`, or random ones.
+    pub fn open(dir: &Path, weights: Weights) -> Result<Self> {
+        Ok(match weights {
+            Weights::Checkpoint => Self::Stored(Checkpoint::open(dir)?),
+            Weights::Random { seed } => Self::Random { seed },
+        })
+    }
+
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         match self {
@@ -38,7 +84,10 @@ impl Origin {
         };
         let count: usize = shape.iter().product();
         Ok(match random_start(seed, name) {
-            Some(start) => (0..count as u64).map(|i| random(start, i)).collect(),
+            Some(start) => (0..count as u64)
+                .into_par_iter()
+                .map(|i| random(start, i))
+                .collect(),
             None => vec![f16::ONE; count],
         })
     }

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::number::{self, Unit};
+use super::speed::{Speed, speed};
 use super::stats::{
     Goal, Interval, McNemar, Needed, NonInferiority, Paired, Pairs, Plan, Recovery, Resampling,
-    Sample, compare, holm, mcnemar, summarize,
+    Sample, compare, holm, mcnemar, median, summarize,
 };
 use crate::error::{Error, Result};
 use crate::experiment::{BASELINE, CONTROL, Verdict, expected, margin};
@@ -55,8 +56,8 @@ pub struct Row {
     pub size: Bytes,
     pub load_seconds: f64,
     pub evaluate_seconds: f64,
-    /// Median of the decode steps at batch 1.
-    pub decode_seconds: f64,
+    /// None if it was not measured.
+    pub speed: Option<Speed>,
     pub perplexity: Option<f64>,
     /// None for the baseline, or if it was not run.
     pub difference: Option<Difference>,
@@ -230,6 +231,7 @@ fn row(record: &Record, baseline: Option<&Record>, resampling: Resampling) -> Re
         })
     };
     let baseline = baseline.filter(|_| setup.experiment != BASELINE);
+    let samples = record.samples.speed.as_ref();
     Ok(Row {
         experiment: setup.experiment.clone(),
         format: setup.format,
@@ -239,7 +241,9 @@ fn row(record: &Record, baseline: Option<&Record>, resampling: Resampling) -> Re
         size: record.head.size,
         load_seconds: record.samples.load_seconds,
         evaluate_seconds: record.samples.evaluate_seconds,
-        decode_seconds: median(&record.samples.decode_seconds),
+        speed: samples
+            .map(|samples| speed(record.head.parts, samples))
+            .transpose()?,
         perplexity: mean_nll(&record.forced).map(f64::exp),
         difference: baseline
             .map(|b| difference(b, record, resampling))
@@ -282,7 +286,7 @@ fn difference(baseline: &Record, record: &Record, resampling: Resampling) -> Res
             .map(|s| Goal::NonInferiority.needed(margin, s, plan))
             .transpose()?,
         recovery: paired.recovery,
-        flips: flips(baseline, record),
+        flips: flips(baseline, record)?,
         forced: divergence(&baseline.forced, &record.forced)?,
         paired,
         non_inferiority,
@@ -377,7 +381,7 @@ fn sentence(format: Format, paired: &Paired, margin: f64, verdict: Verdict) -> S
     )
 }
 
-fn flips(baseline: &Record, record: &Record) -> Flips {
+fn flips(baseline: &Record, record: &Record) -> Result<Flips> {
     let pairs = || baseline.items.iter().zip(&record.items);
     let count = |from: bool, to: bool| {
         let flipped = pairs().filter(|(a, b)| a.em_any == from && b.em_any == to);
@@ -388,12 +392,12 @@ fn flips(baseline: &Record, record: &Record) -> Flips {
         .map(|place| (place + 1) as f64)
         .collect();
     let changed = |(a, b): &(&Item, &Item)| a.prediction.trim() != b.prediction.trim();
-    Flips {
+    Ok(Flips {
         mcnemar: mcnemar(count(true, false), count(false, true)),
         answers_changed: pairs().filter(changed).count(),
         items: record.items.len(),
-        first_differing_token: (!places.is_empty()).then(|| median(&places)),
-    }
+        first_differing_token: median(&places, 0.95)?.map(|m| m.value),
+    })
 }
 
 /// Place of the first token that differs, from 0; none if all are equal.
@@ -455,15 +459,4 @@ fn stories(record: &Record) -> Vec<&str> {
         .iter()
         .map(|item| item.story.as_str())
         .collect()
-}
-
-/// The middle value, the mean of the middle two; 0 of nothing.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-    }
 }

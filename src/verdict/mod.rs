@@ -4,8 +4,9 @@
 //! GPU or weights: everything here is rebuilt from records on any laptop.
 
 pub mod number;
-pub mod judge;
 pub mod stats;
+pub mod speed;
+pub mod judge;
 pub mod table;
 pub mod study;
 pub mod figure;

@@ -32,6 +32,14 @@ pub enum Unit {
     OfMilliseconds,
     /// Nats, three significant digits.
     Nats,
+    /// Of something a second, three significant digits.
+    PerSecond,
+    /// Bytes a second, printed in GB (1e9) a second, three significant digits.
+    Bandwidth,
+    /// Operations a second, printed in 1e12, three significant digits.
+    Teraflops,
+    /// Joules, three significant digits.
+    Joules,
     /// A factor or a statistic, with the given number of decimals.
     Plain(usize),
 }
@@ -43,6 +51,8 @@ impl Unit {
             Self::Points | Self::Distance | Self::Percent => 100.0,
             Self::Mebibytes => 1.0 / MIB,
             Self::Milliseconds => 1e3,
+            Self::Bandwidth => 1e-9,
+            Self::Teraflops => 1e-12,
             _ => 1.0,
         }
     }
@@ -60,7 +70,13 @@ impl Unit {
             Self::Mebibytes => fixed(value, 3),
             Self::OfMebibytes => fixed(value, 2),
             Self::Seconds => fixed(value, 2),
-            Self::Milliseconds | Self::OfMilliseconds | Self::Nats => significant(value, 3),
+            Self::Milliseconds
+            | Self::OfMilliseconds
+            | Self::Nats
+            | Self::PerSecond
+            | Self::Bandwidth
+            | Self::Teraflops
+            | Self::Joules => significant(value, 3),
             Self::Plain(decimals) => fixed(value, decimals),
         }
     }
@@ -130,6 +146,10 @@ mod tests {
             (Unit::Nats, 9.999, "10.0"),
             (Unit::Nats, 12_345.0, "12345"),
             (Unit::Count, 7.0, "7"),
+            (Unit::PerSecond, 38_412.7, "38413"),
+            (Unit::Bandwidth, 4.1e12, "4100"),
+            (Unit::Teraflops, 7.127e14, "713"),
+            (Unit::Joules, 0.012_34, "0.0123"),
         ];
         for (unit, finding, printed) in cases {
             assert_eq!(unit.print(finding), printed, "{unit:?} of {finding}");

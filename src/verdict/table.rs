@@ -1,10 +1,13 @@
-//! Comparisons as text for the terminal.
+//! Comparisons and speeds as text for the terminal.
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::judge::{Comparison, Row};
+use super::number::Unit;
+use super::speed::{self, Speed};
+use crate::error::Result;
 use crate::experiment::CONTROL;
-use crate::quant::size::MIB;
+use crate::record::Bench;
 
 /// What was compared, the table, the verdicts and the noise floor.
 pub fn text(comparison: &Comparison) -> String {
@@ -32,7 +35,7 @@ fn heading(comparison: &Comparison) -> String {
     } = comparison;
     format!(
         "{} on {}: {} questions on {} stories (turns {}), scoring {}, BOS {}\n\
-         best possible F1 {:.3}; best constant answer {:?}: F1 {:.3}",
+         best possible F1 {}; best constant answer {:?}: F1 {}",
         model.name,
         dataset.name,
         comparison.items,
@@ -40,9 +43,9 @@ fn heading(comparison: &Comparison) -> String {
         task.turns,
         task.scoring,
         if task.bos { "on" } else { "off" },
-        comparison.ceiling_f1,
+        Unit::Score.print(comparison.ceiling_f1),
         comparison.constant.answer,
-        comparison.constant.f1,
+        Unit::Score.print(comparison.constant.f1),
     )
 }
 
@@ -67,45 +70,54 @@ fn table(comparison: &Comparison) -> String {
     {
         table.add_row(cells(row));
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let text = table.to_string();
-    // One line a format: no rules between rows.
-    text.lines()
-        .filter(|line| !line.starts_with('─'))
-        .collect::<Vec<_>>()
-        .join("\n")
+    plain(table)
 }
 
 fn cells(row: &Row) -> [String; 10] {
-    let f1 = match row.f1.interval {
-        None => format!("{:.3}", row.f1.value),
-        Some(i) => format!("{:.3} [{:.3}, {:.3}]", row.f1.value, i.low, i.high),
+    let with_limits = |unit: Unit, value: f64, limits: Option<[f64; 2]>| match limits {
+        None => unit.print(value),
+        Some([low, high]) => format!(
+            "{} [{}, {}]",
+            unit.print(value),
+            unit.print(low),
+            unit.print(high)
+        ),
     };
     let [mut points, mut p, mut changed, mut kl] = <[String; 4]>::default();
     if let Some(d) = &row.difference {
-        points = format!("{:+.1}", 100.0 * d.paired.mean_difference);
-        if let Some(t) = d.paired.over_stories {
-            let [low, high] = [t.interval_95.low, t.interval_95.high].map(|x| 100.0 * x);
-            points.push_str(&format!(" [{low:+.1}, {high:+.1}]"));
-        }
-        p = format!("{:.3}", d.p_adjusted);
-        let share = 100.0 * d.flips.answers_changed as f64 / d.flips.items as f64;
-        changed = format!("{} ({share:.1} %)", d.flips.answers_changed);
-        kl = d.forced.map_or(String::new(), |f| format!("{:.4}", f.kl));
+        let limits = d.paired.over_stories.map(|t| t.interval_95);
+        points = with_limits(
+            Unit::Points,
+            d.paired.mean_difference,
+            limits.map(|i| [i.low, i.high]),
+        );
+        p = Unit::Probability.print(d.p_adjusted);
+        let share = d.flips.answers_changed as f64 / d.flips.items as f64;
+        changed = format!(
+            "{} ({} %)",
+            d.flips.answers_changed,
+            Unit::Percent.print(share)
+        );
+        kl = d.forced.map_or(String::new(), |f| Unit::Nats.print(f.kl));
     }
+    let single = row.speed.as_ref().and_then(|s| s.single.as_ref());
     [
         row.format.to_string(),
-        f1,
-        format!("{:.3}", row.em.value),
+        with_limits(
+            Unit::Score,
+            row.f1.value,
+            row.f1.interval.map(|i| [i.low, i.high]),
+        ),
+        Unit::Score.print(row.em.value),
         points,
         p,
         changed,
         kl,
-        format!("{:.3}", row.size.parameters as f64 / MIB),
-        format!("{:.3}", row.size.with_state as f64 / MIB),
-        format!("{:.2}", 1e3 * row.decode_seconds),
+        Unit::Mebibytes.print(row.size.parameters as f64),
+        Unit::Mebibytes.print(row.size.with_state as f64),
+        single.map_or(String::new(), |d| {
+            Unit::Milliseconds.print(d.seconds.median.value)
+        }),
     ]
 }
 
@@ -114,12 +126,71 @@ fn noise_floor(control: &Row) -> Option<String> {
     let d = control.difference.as_ref()?;
     Some(format!(
         "noise floor  {} again, {} sequences together instead of the others' number: \
-         {} of {} answers changed, F1 {:+.1} points, KL {:.4}",
+         {} of {} answers changed, F1 {} points, KL {}",
         control.format,
         control.slots,
         d.flips.answers_changed,
         d.flips.items,
-        100.0 * d.paired.mean_difference,
-        d.forced.map_or(0.0, |f| f.kl),
+        Unit::Points.print(d.paired.mean_difference),
+        Unit::Nats.print(d.forced.map_or(0.0, |f| f.kl)),
     ))
+}
+
+/// The speed of each format, a line each; columns for what every bench has.
+pub fn speed(benches: &[Bench]) -> Result<String> {
+    let speeds: Vec<Speed> = benches
+        .iter()
+        .map(|bench| speed::speed(bench.head.parts, &bench.speed))
+        .collect::<Result<_>>()?;
+    let Some(first) = speeds.first() else {
+        return Ok(String::new());
+    };
+    let mut header = vec!["format".to_owned(), "load, s".to_owned()];
+    let prefills = first.prefill.iter();
+    header.extend(prefills.map(|p| format!("prefill {}, ms", p.tokens)));
+    header.push("decode b=1, ms".to_owned());
+    header.push("% of copy".to_owned());
+    let decodes = first.decode.iter();
+    header.extend(decodes.map(|d| format!("b={}, tokens/s", d.sequences)));
+    if !first.energy.is_empty() {
+        header.push("J/token b=1".to_owned());
+    }
+    let columns = header.len();
+    let mut table = Table::new();
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .set_header(header);
+    for (bench, speed) in benches.iter().zip(&speeds) {
+        let mut row = vec![
+            bench.head.setup.format.to_string(),
+            Unit::Seconds.print(bench.load_seconds),
+        ];
+        let prefills = speed.prefill.iter();
+        row.extend(prefills.map(|p| Unit::Milliseconds.print(p.seconds.median.value)));
+        let single = speed.single.as_ref();
+        row.push(single.map_or_else(String::new, |d| {
+            Unit::Milliseconds.print(d.seconds.median.value)
+        }));
+        let share = single.and_then(|d| d.bandwidth_share);
+        row.push(share.map_or_else(String::new, |share| Unit::Percent.print(share)));
+        let decodes = speed.decode.iter();
+        row.extend(decodes.map(|d| Unit::PerSecond.print(d.tokens_per_second)));
+        let energy = speed.energy.iter().find(|e| e.sequences == 1);
+        row.extend(energy.map(|e| Unit::Joules.print(e.joules_per_token)));
+        row.resize(columns, String::new());
+        table.add_row(row);
+    }
+    Ok(plain(table))
+}
+
+/// Numbers to the right, one line a format: no rules between rows.
+fn plain(mut table: Table) -> String {
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let text = table.to_string();
+    text.lines()
+        .filter(|line| !line.starts_with('─'))
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -183,10 +183,10 @@ fn other_shapes_agree_with_the_cpu_engine(
     std::fs::write(folder.path().join("config.json"), text).expect("a file");
     let config = Config::open(folder.path()).expect("a configuration");
     let weights = Origin::Random { seed: 9 };
-    let model = Llama::build(config.clone(), &weights, format).expect("a model");
+    let model = Llama::build(config.clone(), &weights, format, Compute::F16).expect("a model");
     let mut cpu = CpuEngine::new(model, 1, 320);
-    let mut ours =
-        CudaEngine::new(&card, config, &weights, format, Compute::F16, 1, 320).expect("an engine");
+    let mut ours = CudaEngine::new(&card, config, &weights, format, Compute::F16, (1, 320))
+        .expect("an engine");
     let tokens = tokens(300, cpu.vocab(), 8);
     let wanted = whole(&mut cpu, &tokens);
     let what = format!("{format:?}, {heads}");

@@ -153,7 +153,7 @@ fn the_shape_of_llama_3_2_1b_is_batch_invariant_too(
     let config = Config::open(&dir).expect("a configuration");
     let weights = Origin::Random { seed: 1 };
     let mut engine =
-        CudaEngine::new(&card, config, &weights, format, compute, 512, 256).expect("an engine");
+        CudaEngine::new(&card, config, &weights, format, compute, (512, 256)).expect("an engine");
     let prompts = prompts(512, engine.vocab());
     let in_order: Vec<usize> = (0..prompts.len()).collect();
     let mut shuffled = in_order.clone();

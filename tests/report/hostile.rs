@@ -2,7 +2,7 @@
 
 use llama_quant::verdict::report::escape;
 
-use super::synthetic::{Recipe, records};
+use super::synthetic::{Recipe, everything};
 use super::{File, files, text};
 
 /// Markup of every output, formulas, and characters that act by being there.
@@ -17,7 +17,7 @@ fn hostile_report() -> Vec<File> {
         stories: 12,
         ..Recipe::default()
     };
-    files(&records(&recipe)).unwrap()
+    files(&everything(&recipe)).unwrap()
 }
 
 fn texts(files: &[File]) -> impl Iterator<Item = (&str, &str)> {
@@ -51,7 +51,7 @@ fn the_page_has_no_tag_that_the_templates_do_not_write() {
     let pictures = page.matches("<figure>").count();
     assert_eq!(page.matches("<svg").count(), pictures);
     // As many of each as without hostile text.
-    let plain = files(&records(&Recipe {
+    let plain = files(&everything(&Recipe {
         stories: 12,
         ..Recipe::default()
     }))

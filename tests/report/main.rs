@@ -16,17 +16,25 @@ use std::time::{Duration, Instant};
 use llama_quant::coqa::Turns;
 use llama_quant::experiment::margin;
 use llama_quant::quant::size::MIB;
+use llama_quant::record::{Record, Records};
 use llama_quant::verdict::report::{File, Findings, files, findings, page};
 use llama_quant::verdict::stats::{Plan, Resampling};
-use synthetic::{ALL, Recipe, records};
+use synthetic::{ALL, Recipe, benches, everything, records};
 
 /// What is needed of a report in most tests.
 fn judged(recipe: &Recipe) -> Findings {
-    findings(&records(recipe), Resampling::default()).unwrap()
+    findings(&everything(recipe), Resampling::default()).unwrap()
 }
 
 fn rendered(recipe: &Recipe) -> Vec<File> {
-    files(&records(recipe)).unwrap()
+    files(&everything(recipe)).unwrap()
+}
+
+fn evaluations(evaluations: Vec<Record>) -> Records {
+    Records {
+        evaluations,
+        benches: Vec::new(),
+    }
 }
 
 fn text<'a>(files: &'a [File], path: &str) -> &'a str {
@@ -46,7 +54,7 @@ fn every_number_of_a_table_is_a_finding_under_the_key_of_its_column() {
     let findings = judged(&Recipe::default());
     let json = serde_json::to_value(&findings).unwrap();
     let page = page::page(&findings).unwrap();
-    let scales = [1.0, 100.0, 1e3, 1.0 / MIB];
+    let scales = [1.0, 100.0, 1e3, 1.0 / MIB, 1e-9, 1e-12];
     let mut checked = 0;
     for table in page.tables() {
         for (i, heading) in table.columns.iter().enumerate() {
@@ -108,6 +116,7 @@ fn no_number_of_the_text_is_typed() {
             "the level of the interval that decides, fixed in the judge",
         ),
         ("1", "the number of the only comparison"),
+        ("2", "the number of the only chapter of benches"),
         (
             &resampling.resamples.to_string(),
             "the default number of resamples",
@@ -212,7 +221,8 @@ fn the_page_needs_no_other_file_and_runs_no_script() {
 fn every_figure_is_there_as_svg_and_as_png_of_the_same_shape() {
     let files = rendered(&Recipe::default());
     let svgs: Vec<&File> = files.iter().filter(|f| f.path.ends_with(".svg")).collect();
-    assert_eq!(svgs.len(), 9);
+    // 12 of a comparison, 5 of benches, 1 of the study.
+    assert_eq!(svgs.len(), 18);
     for svg in svgs {
         let png = files
             .iter()
@@ -224,6 +234,118 @@ fn every_figure_is_there_as_svg_and_as_png_of_the_same_shape() {
         let svg = std::str::from_utf8(&svg.bytes).unwrap();
         assert!(svg.contains(&shown), "{} is {width} by {height}", png.path);
     }
+}
+
+/// The lines of the chapter or section that starts with `title`, up to the next
+/// of its level or above.
+fn part<'a>(report: &'a str, title: &str) -> &'a str {
+    let start = report
+        .find(title)
+        .unwrap_or_else(|| panic!("no {title} in the report"));
+    let level = title.chars().take_while(|&c| c == '#').count();
+    let ends = (1..=level).map(|l| format!("\n{} ", "#".repeat(l)));
+    let after = start + title.len();
+    let end = ends.filter_map(|end| report[after..].find(&end)).min();
+    &report[start..end.map_or(report.len(), |end| after + end)]
+}
+
+const SPEED: &str = "### Latency, throughput and the bandwidth limit";
+
+#[test]
+fn the_share_of_the_limit_is_the_bytes_of_a_step_over_those_of_the_copy() {
+    let recipe = Recipe::default();
+    let records = records(&recipe);
+    let report = rendered(&recipe);
+    let section = part(text(&report, "REPORT.md"), SPEED);
+    let record = &records[0];
+    let speed = record.samples.speed.as_ref().unwrap();
+    let mut seconds = speed.decode[0].seconds.clone();
+    seconds.sort_by(f64::total_cmp);
+    let median = (seconds[7] + seconds[8]) / 2.0;
+    let cache = speed.memory.unwrap().cache_bytes_per_token * speed.decode[0].cached_tokens as u64;
+    // The model's head is its embedding, so a step reads all of it.
+    let bytes = (record.head.size.with_state + cache) as f64;
+    let share = 100.0 * bytes / median / speed.copy_bytes_per_second.unwrap();
+    let wanted = format!("| FP16 | {:.3} |", bytes / MIB);
+    let row = section.lines().find(|line| line.starts_with(&wanted));
+    let row = row.unwrap_or_else(|| panic!("no row {wanted} in\n{section}"));
+    assert!(row.contains(&format!("| {share:.1} |")), "{share} in {row}");
+}
+
+#[test]
+fn benches_have_a_chapter_with_energy_memory_and_the_state_of_the_card() {
+    let recipe = Recipe::default();
+    let files = rendered(&recipe);
+    let report = text(&files, "REPORT.md");
+    let title = "## 2. Speed of toy-llama, cuda, random weights&#58; A card";
+    let title = title.replace("&#58;", ":");
+    let chapter = part(report, &title);
+    for heading in [
+        "| Format | sequences | J/token | W | window, s |",
+        "| Format | weights by formula | weights held | cache | workspace | allocated | peak |",
+        "| Format | when | SM clock, MHz | memory clock, MHz | temperature, °C | power, W |",
+        "| compute capability |",
+    ] {
+        assert!(chapter.contains(heading), "no {heading} in\n{chapter}");
+    }
+    let joules = &benches(&recipe)[0].speed.energy[0];
+    let cells = format!("| FP16 | 1 | {:.2} |", joules.joules / joules.tokens as f64);
+    assert!(chapter.contains(&cells), "no {cells} in\n{chapter}");
+    assert!(!chapter.contains("not measured"), "{chapter}");
+    // The comparison's own records are of a CPU and say why they have none.
+    let comparison = part(report, SPEED);
+    assert!(comparison.contains("Energy was not measured: nobody asked."));
+    assert!(!comparison.contains("J/token"));
+}
+
+#[test]
+fn records_without_speed_say_so_and_have_no_chart_of_it() {
+    let mut silent = records(&Recipe::default());
+    for record in &mut silent {
+        record.samples.speed = None;
+    }
+    let files = files(&evaluations(silent)).unwrap();
+    let section = part(text(&files, "REPORT.md"), SPEED);
+    assert!(section.contains("Speed was not measured in these records."));
+    for name in ["speed", "throughput", "latency", "bandwidth", "prefill"] {
+        let drawn = files.iter().any(|f| f.path.contains(&format!("-{name}.")));
+        assert!(!drawn, "{name} of nothing");
+    }
+}
+
+#[test]
+fn benches_alone_make_a_report() {
+    let recipe = Recipe::default();
+    let records = Records {
+        evaluations: Vec::new(),
+        benches: benches(&recipe),
+    };
+    let files = files(&records).unwrap();
+    assert!(text(&files, "REPORT.md").contains("\n## 1. Speed of toy-llama"));
+}
+
+#[test]
+fn of_several_benches_of_one_format_the_latest_counts_and_machines_stay_apart() {
+    let recipe = Recipe {
+        experiments: vec!["bnb_4bit_nf4"],
+        ..Recipe::default()
+    };
+    let earlier = benches(&recipe).remove(0);
+    let mut later = earlier.clone();
+    later.head.environment.started = "2026-02-01T00:00:00Z".to_owned();
+    later.load_seconds = 123.0;
+    let mut elsewhere = earlier.clone();
+    elsewhere.head.environment.gpu.as_mut().unwrap().name = "Another card".to_owned();
+    let records = Records {
+        evaluations: Vec::new(),
+        benches: vec![later, earlier, elsewhere],
+    };
+    let found = findings(&records, Resampling::default()).unwrap().benches;
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0].speeds.runs.len(), 1);
+    assert_eq!(found[0].speeds.runs[0].load_seconds, 123.0);
+    assert!(found[1].title.ends_with("Another card"));
+    assert_ne!(found[0].slug, found[1].slug);
 }
 
 #[test]
@@ -271,7 +393,7 @@ fn two_comparisons_have_two_chapters_and_files_of_their_own() {
         model: "toy llama",
         ..Recipe::default()
     }));
-    let files = files(&both).unwrap();
+    let files = files(&evaluations(both)).unwrap();
     let report = text(&files, "REPORT.md");
     assert!(report.contains("\n## 1. toy-llama on toy.jsonl"));
     assert!(report.contains("\n## 2. toy llama on toy.jsonl"));
@@ -294,7 +416,7 @@ fn five_records_of_five_hundred_items_are_reported_in_seconds() {
         ..Recipe::default()
     };
     assert_eq!(ALL.len(), 5);
-    let records = records(&recipe);
+    let records = evaluations(records(&recipe));
     let start = Instant::now();
     let files = files(&records).unwrap();
     let seconds = start.elapsed();

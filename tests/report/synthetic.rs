@@ -5,13 +5,15 @@ use std::fs;
 use std::path::Path;
 
 use llama_quant::coqa::{Scoring, Turns};
-use llama_quant::engine::generate::Finish;
 use llama_quant::experiment::Experiment;
 use llama_quant::quant::Compute;
 use llama_quant::quant::size::Parts;
 use llama_quant::record::{
-    Constant, Dataset, Environment, Forced, Head, Item, Model, Record, SCHEMA, Samples, Setup, Task,
+    Bench, BenchHead, BenchSetup, CardState, Constant, Dataset, Decode, Energy, Environment,
+    Finish, Forced, Gpu, Head, Item, Kind, Memory, Model, Plan, Prefill, Record, Records, SCHEMA,
+    Samples, Setup, Speed, Task, Weights,
 };
+use llama_quant::source::config::Config;
 
 /// What the records of one comparison look like.
 #[derive(Clone)]
@@ -114,10 +116,12 @@ fn record(recipe: &Recipe, name: &str) -> Record {
     Record {
         head: Head {
             schema: SCHEMA,
+            kind: Kind::Evaluation,
             key: setup.key(),
             setup,
             environment: Environment {
                 device: "cpu".to_owned(),
+                gpu: None,
                 cpu: "A processor".to_owned(),
                 cores: 3 + seed as usize,
                 memory_bytes: (7 + seed) << 30,
@@ -143,10 +147,145 @@ fn record(recipe: &Recipe, name: &str) -> Record {
         samples: Samples {
             load_seconds: 0.5 + uniform(&[seed, place as u64, 1]),
             evaluate_seconds: 5.0 + uniform(&[seed, place as u64, 2]),
-            decode_seconds: (0..16)
-                .map(|i| 0.002 + 0.001 * uniform(&[seed, place as u64, 3, i]))
-                .collect(),
+            speed: Some(Speed {
+                energy_missing: Some(recipe.text.unwrap_or("nobody asked").to_owned()),
+                ..speed(seed, place as u64)
+            }),
         },
+    }
+}
+
+/// Benches of the model of a recipe on a GPU, every field filled.
+pub fn benches(recipe: &Recipe) -> Vec<Bench> {
+    let place = |name: &str| ALL.iter().position(|n| *n == name).unwrap_or(ALL.len());
+    let experiments = recipe.experiments.iter();
+    let experiments = experiments.filter(|name| **name != "fp16_control");
+    experiments
+        .map(|name| bench(recipe, name, place(name) as u64))
+        .collect()
+}
+
+fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
+    let head = record(recipe, name).head;
+    let seed = recipe.seed;
+    let named = |plain: &str| recipe.text.unwrap_or(plain).to_owned();
+    let setup = BenchSetup {
+        experiment: head.setup.experiment,
+        format: head.setup.format,
+        compute: head.setup.compute,
+        model: head.setup.model,
+        weights: Weights::Random { seed: 0 },
+        config: Config {
+            vocab: 1000,
+            hidden: 64,
+            intermediate: 128,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: None,
+            max_positions: 2048,
+            tied: true,
+            bos: None,
+            eos: Vec::new(),
+        },
+        engine: "cuda".to_owned(),
+        slots: 64,
+        context: 600,
+        plan: Plan {
+            prefill_tokens: vec![60, 120, 240],
+            batches: vec![1, 4, 16],
+            cached_tokens: 100 + seed as usize,
+            repetitions: 4,
+            steps: 4,
+            energy_seconds: 5.0,
+        },
+        program: head.setup.program,
+    };
+    let speed = speed(seed + 10, place);
+    let memory = speed.memory.map(|memory| Memory {
+        workspace_bytes: Some(1_000_000 + seed),
+        allocated_bytes: Some(9_000_000 + seed),
+        peak_bytes: Some(9_500_000 + seed),
+        ..memory
+    });
+    let state = |at: u64| CardState {
+        sm_clock_mhz: 1500 + (100.0 * uniform(&[seed, place, at, 50])) as u32,
+        memory_clock_mhz: 2600 + seed as u32,
+        temperature_celsius: 30 + (20.0 * uniform(&[seed, place, at, 51])) as u32,
+        power_watts: 100.0 + 200.0 * uniform(&[seed, place, at, 52]),
+    };
+    Bench {
+        head: BenchHead {
+            schema: SCHEMA,
+            kind: Kind::Bench,
+            key: setup.key(),
+            setup,
+            environment: Environment {
+                device: "cuda:0".to_owned(),
+                gpu: Some(Gpu {
+                    name: named("A card"),
+                    driver: format!("57{seed}.10"),
+                    cuda: format!("13.{seed}"),
+                    memory_bytes: (79 + seed) << 30,
+                    compute_capability: format!("9.{seed}"),
+                }),
+                ..head.environment
+            },
+            size: head.size,
+            parts: head.parts,
+        },
+        load_seconds: 0.7 + uniform(&[seed, place, 53]),
+        speed: Speed {
+            flops_per_second: Some(7e14 + 1e12 * uniform(&[seed, place, 54])),
+            energy: [1, 4, 16]
+                .map(|sequences| Energy {
+                    sequences,
+                    joules: 1000.0 + 100.0 * uniform(&[seed, place, 55, sequences as u64]),
+                    seconds: 5.0 + uniform(&[seed, place, 56]),
+                    tokens: 1000 * sequences + seed as usize,
+                })
+                .to_vec(),
+            energy_missing: None,
+            memory,
+            card: vec![state(0), state(1)],
+            ..speed
+        },
+    }
+}
+
+fn speed(seed: u64, place: u64) -> Speed {
+    let samples = |at: u64, shortest: f64| {
+        let sample = |i| shortest * (1.0 + 0.5 * uniform(&[seed, place, at, i]));
+        (0..16).map(sample).collect::<Vec<f64>>()
+    };
+    let cached = 500 + 10 * seed;
+    Speed {
+        copy_bytes_per_second: Some(1e10 * (1.0 + uniform(&[seed, place, 30]))),
+        prefill: [60, 120, 240]
+            .map(|tokens| Prefill {
+                tokens: tokens + seed as usize,
+                seconds: samples(31 + tokens as u64, tokens as f64 * 1e-4),
+            })
+            .to_vec(),
+        decode: [1, 4, 16]
+            .map(|sequences| Decode {
+                sequences,
+                cached_tokens: 100 + seed as usize,
+                seconds: samples(3 + sequences as u64, 0.002 + 0.0005 * sequences as f64),
+            })
+            .to_vec(),
+        memory: Some(Memory {
+            weights_bytes: 6_000_000 + seed + place,
+            cache_bytes: 16 * 300 * cached,
+            cache_bytes_per_token: cached,
+            workspace_bytes: None,
+            allocated_bytes: None,
+            peak_bytes: None,
+        }),
+        ..Speed::default()
     }
 }
 
@@ -199,10 +338,19 @@ fn forced(recipe: &Recipe, index: usize, place: u64, stray: f64) -> Forced {
         tokens,
         nll: tokens as f64 * (1.0 + 0.1 * stray + 0.2 * uniform(&[seed, i, 8])),
         same_top: tokens - (stray * 10.0 * uniform(&[seed, place, i, 9])) as usize,
+        logits_sha256: format!("{:016x}", seed ^ place ^ i),
         kl: match place {
             0 => Vec::new(),
             _ => (0..tokens as u64).map(kl).collect(),
         },
+    }
+}
+
+/// All that a recipe gives.
+pub fn everything(recipe: &Recipe) -> Records {
+    Records {
+        evaluations: records(recipe),
+        benches: benches(recipe),
     }
 }
 

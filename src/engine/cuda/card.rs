@@ -206,6 +206,28 @@ impl Card {
             && CudaContext::device_count().is_ok_and(|n| n > 0)
     }
 
+    /// The name under which other libraries know the card.
+    pub fn uuid(&self) -> Result<String> {
+        let uuid = self
+            .context
+            .uuid()
+            .map_err(failed("asking for the card's name"))?;
+        let hex: Vec<String> = uuid
+            .bytes
+            .iter()
+            .map(|b| format!("{:02x}", *b as u8))
+            .collect();
+        let part = |range: std::ops::Range<usize>| hex[range].concat();
+        let parts = [
+            part(0..4),
+            part(4..6),
+            part(6..8),
+            part(8..10),
+            part(10..16),
+        ];
+        Ok(format!("GPU-{}", parts.join("-")))
+    }
+
     /// Bytes free on the card.
     pub fn free_bytes(&self) -> Result<u64> {
         let (free, _) = self

@@ -13,6 +13,7 @@ use super::product::{Output, Products, What, programs};
 use crate::engine::decoder::{Decoder, Segment, check};
 use crate::error::{Error, Result};
 use crate::quant::{Compute, Format};
+use crate::record::Memory;
 use crate::source::config::Config;
 use crate::source::origin::Origin;
 
@@ -69,17 +70,6 @@ struct Workspace {
     step: Pinned<u32>,
 }
 
-/// What is held on the card, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
-    pub weights: u64,
-    pub cache: u64,
-    pub workspace: u64,
-    /// All buffers together, now and at most so far.
-    pub allocated: u64,
-    pub peak: u64,
-}
-
 /// A model on the card with its key-value cache.
 pub struct CudaEngine {
     // Graphs refer to everything below and go first.
@@ -119,8 +109,7 @@ impl CudaEngine {
         weights: &Origin,
         format: Format,
         compute: Compute,
-        slots: usize,
-        context: usize,
+        (slots, context): (usize, usize),
     ) -> Result<Self> {
         check_shape(&config)?;
         if compute == Compute::F32
@@ -188,20 +177,6 @@ impl CudaEngine {
     /// The weights this engine runs.
     pub fn model(&self) -> &Model {
         &self.model
-    }
-
-    /// What is held on the card.
-    pub fn held_bytes(&self) -> Held {
-        let (allocated, peak) = self.card.allocated_bytes();
-        let weights = self.model.held_bytes() as u64;
-        let cache = (self.keys.bytes() + self.values.bytes()) as u64;
-        Held {
-            weights,
-            cache,
-            workspace: allocated - weights - cache,
-            allocated,
-            peak,
-        }
     }
 
     fn norm(
@@ -550,6 +525,26 @@ impl Decoder for CudaEngine {
 
     fn vocab(&self) -> usize {
         self.model.config.vocab
+    }
+
+    fn chunk_tokens(&self) -> usize {
+        self.work.rows
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        let (allocated, peak) = self.card.allocated_bytes();
+        let weights = self.model.held_bytes() as u64;
+        let cache = (self.keys.bytes() + self.values.bytes()) as u64;
+        let config = &self.model.config;
+        let token = 2 * 2 * config.layers * config.kv_heads * config.head_dim;
+        Some(Memory {
+            weights_bytes: weights,
+            cache_bytes: cache,
+            cache_bytes_per_token: token as u64,
+            workspace_bytes: Some(allocated - weights - cache),
+            allocated_bytes: Some(allocated),
+            peak_bytes: Some(peak),
+        })
     }
 
     fn prefill(&mut self, segments: &[Segment<'_>]) -> Result<Vec<u32>> {

@@ -500,6 +500,7 @@ impl Linear {
                 columns,
                 packed,
                 absmax,
+                compute: Compute::F16,
             });
         }
         Ok(parts)

@@ -1,10 +1,11 @@
-//! Bars: memory part by part, answers that flipped, items that differ.
+//! Bars: memory part by part, shares of a limit, answers that flipped, items
+//! that differ.
 
 use plotters::prelude::*;
 
 use super::canvas::{
     Area, DrawingError, GRID, HPos, INK, MUTED, Picture, SHADE, SMALL, Shape, TEXT, VPos, WIDTH,
-    legend, picture, rectangle, stroke, text_style, text_width, write,
+    legend, picture, rectangle, stroke, text_style, text_width, write, write_over,
 };
 use crate::error::Result;
 
@@ -72,6 +73,53 @@ pub fn stacks(stacks: &[Stack], legend_names: [&str; 3]) -> Result<Picture> {
                 INK,
                 (HPos::Left, VPos::Center),
             )?;
+        }
+        Ok(())
+    })
+}
+
+/// A share of a limit.
+pub struct Share {
+    pub name: String,
+    pub colour: RGBColor,
+    /// 1 is the limit.
+    pub share: f64,
+    /// At the end of the bar.
+    pub note: String,
+}
+
+/// Draws `shares`, at least one, with a line at the limit.
+///
+/// # Errors
+/// If the plotting library refuses.
+pub fn shares(shares: &[Share], limit: &str) -> Result<Picture> {
+    let left = 40 + widest(shares.iter().map(|s| s.name.as_str()), TEXT);
+    let note = 30 + widest(shares.iter().map(|s| s.note.as_str()), SMALL);
+    let most = shares.iter().map(|s| s.share).fold(1.0, f64::max);
+    let scale = f64::from(WIDTH as i32 - left - note) / most;
+    let x = |share: f64| left + (share * scale).round() as i32;
+    let above = SMALL + 40;
+    let bottom = above + ROW * shares.len() as i32;
+    picture((bottom + 10) as u32, |area| {
+        for (from, to) in [(0.0, GRID), (1.0, MUTED)].map(|(at, colour)| (x(at), colour)) {
+            stroke(area, (from, above - 6), (from, bottom), to.stroke_width(3))?;
+        }
+        // On the left of the line, unless shares far above it leave no room.
+        let left_of_line = x(1.0) > text_width(limit, SMALL) + 20;
+        let side = if left_of_line {
+            HPos::Right
+        } else {
+            HPos::Left
+        };
+        let at = (x(1.0), above - 16);
+        write(area, limit, at, SMALL, MUTED, (side, VPos::Bottom))?;
+        for (i, share) in shares.iter().enumerate() {
+            let y = above + i as i32 * ROW + ROW / 2;
+            let side = (HPos::Left, VPos::Center);
+            write(area, &share.name, (20, y), TEXT, INK, side)?;
+            bar(area, (left, x(share.share)), y, share.colour.mix(1.0))?;
+            let end = (x(share.share) + 14, y + SMALL / 2);
+            write_over(area, &share.note, end, SMALL, INK, HPos::Left)?;
         }
         Ok(())
     })

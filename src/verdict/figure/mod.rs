@@ -7,14 +7,17 @@
 //!
 //! In reading order: `canvas` (size, font, colours, files), then one file for
 //! each kind of picture: `rows` (a value with its interval a line), `scatter`
-//! (F1 against size), `bars` (memory, flips, items that differ).
+//! (F1 against size), `lines` (speed by batch), `bars` (memory, shares of a
+//! limit, flips, items that differ).
 
 pub mod canvas;
 pub mod rows;
 pub mod scatter;
+pub mod lines;
 pub mod bars;
 
-pub use bars::{Differences, Flipped, Stack, differences, flips, stacks};
+pub use bars::{Differences, Flipped, Share, Stack, differences, flips, shares, stacks};
 pub use canvas::{Picture, Shape, colour, png, shape};
+pub use lines::{Curve, Curves, lines};
 pub use rows::{Axis, Line, Mark, Rows, rows};
 pub use scatter::{Point, scatter};

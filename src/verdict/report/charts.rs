@@ -1,14 +1,17 @@
 //! Which findings go into which picture. None is drawn from nothing.
 
-use super::findings::{Duel, Entry, Findings, Group};
+use super::findings::{Duel, Entry, Findings, Group, Run, Speeds};
 use crate::error::Result;
 use crate::experiment::CONTROL;
+use crate::quant::Format;
 use crate::quant::size::MIB;
 use crate::verdict::figure::{
-    self, Axis, Differences, Flipped, Line, Mark, Picture, Point, Rows, Shape, Stack,
+    self, Axis, Curve, Curves, Differences, Flipped, Line, Mark, Picture, Point, Rows, Shape,
+    Share, Stack,
 };
 use crate::verdict::judge::Difference;
 use crate::verdict::number::{Unit, margin};
+use crate::verdict::speed::{Decode, Prefill};
 use crate::verdict::stats::Interval;
 use crate::verdict::study::System;
 
@@ -29,12 +32,16 @@ fn limits(interval: Interval) -> [f64; 2] {
 }
 
 fn mark(entry: &Entry, value: f64, unit: Unit) -> Mark {
+    mark_of(&entry.name, entry.row.format, value, unit)
+}
+
+fn mark_of(name: &str, format: Format, value: f64, unit: Unit) -> Mark {
     let scale = unit.scale();
     Mark {
-        name: entry.name.clone(),
+        name: name.to_owned(),
         under: String::new(),
-        colour: figure::colour(entry.row.format),
-        shape: figure::shape(entry.row.format),
+        colour: figure::colour(format),
+        shape: figure::shape(format),
         value: scale * value,
         note: unit.print(value),
         thick: None,
@@ -178,23 +185,106 @@ pub(super) fn memory(group: &Group) -> Result<Option<Picture>> {
     figure::stacks(&stacks, names).map(Some)
 }
 
-pub(super) fn decode(group: &Group) -> Result<Option<Picture>> {
-    let of = |(entry, median): (&Entry, crate::verdict::stats::Median)| {
+/// Decode steps of a single sequence, all of them.
+pub(super) fn decode(speeds: &Speeds) -> Result<Option<Picture>> {
+    let of = |run: &Run| {
+        let single = run.speed.single.as_ref()?;
         let scaled = |x: f64| Unit::Milliseconds.scale() * x;
-        let mut mark = mark(entry, median.value, Unit::Milliseconds);
+        let median = single.seconds.median;
+        let mut mark = mark_of(&run.name, run.format, median.value, Unit::Milliseconds);
         mark.thick = median.limits.map(|l| l.map(scaled));
-        mark.dots = entry.decode_samples.iter().map(|&s| scaled(s)).collect();
-        mark
+        mark.dots = run.single_samples.iter().map(|&s| scaled(s)).collect();
+        Some(mark)
     };
-    let marks = with(group, |e| e.decode);
     draw(Rows {
-        marks: marks.into_iter().map(of).collect(),
+        marks: formats_of(speeds).filter_map(of).collect(),
         lines: Vec::new(),
         axis: Axis {
             from_zero: true,
-            ..linear("milliseconds a token, batch of one")
+            ..linear("milliseconds a token, one sequence")
         },
     })
+}
+
+/// Tokens a second by number of sequences.
+pub(super) fn throughput(speeds: &Speeds) -> Result<Option<Picture>> {
+    let point = |d: &Decode| (d.sequences as f64, d.tokens_per_second);
+    let of = |run: &Run| run.speed.decode.iter().map(point).collect();
+    curves(speeds, of, "sequences", "tokens a second")
+}
+
+/// Milliseconds a step by number of sequences.
+pub(super) fn latency(speeds: &Speeds) -> Result<Option<Picture>> {
+    let milliseconds = |d: &Decode| Unit::Milliseconds.scale() * d.seconds.median.value;
+    let point = |d: &Decode| (d.sequences as f64, milliseconds(d));
+    let of = |run: &Run| run.speed.decode.iter().map(point).collect();
+    curves(speeds, of, "sequences", "milliseconds a step")
+}
+
+/// Milliseconds to the first token by length of the prompt.
+pub(super) fn prefill(speeds: &Speeds) -> Result<Option<Picture>> {
+    let milliseconds = |p: &Prefill| Unit::Milliseconds.scale() * p.seconds.median.value;
+    let point = |p: &Prefill| (p.tokens as f64, milliseconds(p));
+    let of = |run: &Run| run.speed.prefill.iter().map(point).collect();
+    curves(
+        speeds,
+        of,
+        "prompt tokens",
+        "milliseconds to the first token",
+    )
+}
+
+/// A curve for each format that has more than one point: a single one is no
+/// curve, and stands in a table.
+fn curves(
+    speeds: &Speeds,
+    points: impl Fn(&Run) -> Vec<(f64, f64)>,
+    x_title: &str,
+    y_title: &str,
+) -> Result<Option<Picture>> {
+    let curve = |run: &Run| Curve {
+        name: run.name.clone(),
+        colour: figure::colour(run.format),
+        shape: figure::shape(run.format),
+        points: points(run),
+    };
+    let curves: Vec<Curve> = formats_of(speeds).map(curve).collect();
+    let curves: Vec<Curve> = curves.into_iter().filter(|c| c.points.len() > 1).collect();
+    if curves.is_empty() {
+        return Ok(None);
+    }
+    figure::lines(&Curves {
+        curves,
+        x_title: x_title.to_owned(),
+        y_title: y_title.to_owned(),
+    })
+    .map(Some)
+}
+
+/// The share of the copy's bandwidth that a step of a single sequence uses.
+pub(super) fn bandwidth(speeds: &Speeds) -> Result<Option<Picture>> {
+    let of = |run: &Run| {
+        let share = run.speed.single.as_ref()?.bandwidth_share?;
+        Some(Share {
+            name: run.name.clone(),
+            colour: figure::colour(run.format),
+            share,
+            note: format!("{} %", Unit::Percent.print(share)),
+        })
+    };
+    let shares: Vec<Share> = formats_of(speeds).filter_map(of).collect();
+    if shares.is_empty() {
+        return Ok(None);
+    }
+    figure::shares(&shares, "100 %: the speed of a large copy").map(Some)
+}
+
+/// Each format once: without the control, which is the baseline's again.
+fn formats_of(speeds: &Speeds) -> impl Iterator<Item = &Run> {
+    let runs = speeds.runs.iter().enumerate();
+    let again = |i: usize, run: &Run| speeds.runs[..i].iter().any(|r| r.format == run.format);
+    runs.filter(move |(i, run)| !again(*i, run))
+        .map(|(_, run)| run)
 }
 
 /// Divergence on a logarithmic axis: its mean, and its tail up to the 99th

@@ -6,8 +6,8 @@
 //!   [`super::judge`] and [`super::study`]
 //! - `table`: tables whose columns name the finding they show, so that no cell
 //!   can hold a number that is not a finding
-//! - `group`, `original`: the sections about one comparison and about the
-//!   original study
+//! - `group`, `speed`, `original`: the sections about one comparison, about the
+//!   speed of its runs or of benches, and about the original study
 //! - `charts`: which findings go into which picture
 //! - `escape`: text of a model is untrusted and shows as text in every output
 //! - `page`: sections into Markdown, HTML, CSV and LaTeX
@@ -17,6 +17,7 @@ pub mod findings;
 pub mod table;
 mod charts;
 mod group;
+mod speed;
 mod original;
 pub mod escape;
 pub mod page;
@@ -26,7 +27,7 @@ use std::path::Path;
 
 use super::stats::Resampling;
 use crate::error::{Error, Result};
-use crate::record::Record;
+use crate::record::Records;
 
 pub use findings::{Findings, findings};
 pub use folder::{File, check, write};
@@ -35,11 +36,11 @@ pub use folder::{File, check, write};
 ///
 /// # Errors
 /// If there are none, or one cannot be read.
-pub fn open(dir: &Path) -> Result<Vec<Record>> {
+pub fn open(dir: &Path) -> Result<Records> {
     let records = if dir.is_dir() {
-        Record::open_all(dir)?
+        Records::open(dir)?
     } else {
-        Vec::new()
+        Records::default()
     };
     if records.is_empty() {
         return Err(Error::report(
@@ -57,7 +58,7 @@ pub fn open(dir: &Path) -> Result<Vec<Record>> {
 ///
 /// # Errors
 /// If records of one comparison do not belong together.
-pub fn files(records: &[Record]) -> Result<Vec<File>> {
+pub fn files(records: &Records) -> Result<Vec<File>> {
     let findings = findings(records, Resampling::default())?;
     page::files(&findings)
 }

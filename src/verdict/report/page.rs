@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::findings::Findings;
 use super::folder::{File, manifest};
 use super::table::{Cell, Heading, Layout, Table};
-use super::{escape, group, original};
+use super::{escape, group, original, speed};
 use crate::error::{Error, Result};
 use crate::verdict::figure::{Picture, png};
 
@@ -56,7 +56,7 @@ pub struct Section {
     pub blocks: Vec<Block>,
 }
 
-/// The sections about one comparison.
+/// The sections about one comparison, or about benches of one model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Chapter {
     pub id: String,
@@ -92,8 +92,15 @@ pub fn page(findings: &Findings) -> Result<Page> {
             sections: group::sections(&writer)?,
         })
     });
+    let benches = findings.benches.iter().enumerate().map(|(place, benched)| {
+        Ok(Chapter {
+            id: benched.slug.clone(),
+            title: benched.title.clone(),
+            sections: speed::sections(&json, place, benched)?,
+        })
+    });
     let mut page = Page {
-        chapters: chapters.collect::<Result<_>>()?,
+        chapters: chapters.chain(benches).collect::<Result<_>>()?,
         study: original::section(findings, &json)?,
         sources: Section {
             id: "sources".to_owned(),

@@ -32,6 +32,7 @@ pub(super) fn beside(study: &study::Judged, groups: &[Group]) -> Vec<Beside> {
             let system = &judged.system;
             let mut entries = group.entries.iter();
             let entry = entries.find(|e| e.row.experiment == system.experiment)?;
+            let single = entry.row.speed.as_ref().and_then(|s| s.single.as_ref());
             Some(Beside {
                 format: system.name.clone(),
                 comparison: place + 1,
@@ -47,7 +48,7 @@ pub(super) fn beside(study: &study::Judged, groups: &[Group]) -> Vec<Beside> {
                     low: entry.row.f1.interval.map(|i| i.low),
                     high: entry.row.f1.interval.map(|i| i.high),
                     mebibytes: entry.row.size.parameters as f64 / MIB,
-                    decode_milliseconds: entry.decode.map(|d| 1e3 * d.value),
+                    decode_milliseconds: single.map(|d| 1e3 * d.seconds.median.value),
                 },
             })
         });

@@ -2,6 +2,7 @@
 
 mod duel;
 mod machine;
+mod speeds;
 mod beside;
 
 use std::path::Path;
@@ -13,23 +14,23 @@ use crate::error::Result;
 use crate::experiment::CONTROL;
 use crate::quant::Format;
 use crate::quant::size::Parts;
-use crate::record::{Record, Setup};
+use crate::record::{Record, Records};
 use crate::verdict::judge::{Comparison, Row, groups, judge};
-use crate::verdict::stats::{Median, Resampling, median};
+use crate::verdict::stats::Resampling;
 use crate::verdict::study::{self, Study};
 
 pub use beside::{Beside, Side};
 pub use duel::{Changed, Contender, Duel};
 pub use machine::{Checksum, Fact};
-
-/// Confidence level of the interval of a median.
-const LEVEL: f64 = 0.95;
+pub use speeds::{Benched, Held, Moment, Named, Run, Source, Speeds};
 
 /// What a report says. Its JSON is what the keys of the report's tables point
 /// into.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Findings {
     pub groups: Vec<Group>,
+    /// Speeds measured without questions.
+    pub benches: Vec<Benched>,
     pub study: study::Judged,
     /// Formats that both the study and a group have.
     pub beside: Vec<Beside>,
@@ -45,6 +46,7 @@ pub struct Group {
     /// One a run, in the order of `comparison.rows`.
     pub entries: Vec<Entry>,
     pub duel: Option<Duel>,
+    pub speeds: Speeds,
     pub machine: Vec<Fact>,
     pub files: Vec<Checksum>,
 }
@@ -57,11 +59,9 @@ pub struct Entry {
     #[serde(flatten)]
     pub row: Row,
     pub parts: Parts,
-    /// Seconds of a decode step at batch 1.
-    pub decode: Option<Median>,
-    /// The measurements behind it.
+    /// Seconds of decode steps of a single sequence.
     #[serde(skip)]
-    pub decode_samples: Vec<f64>,
+    pub single_samples: Vec<f64>,
     /// The record's file.
     pub record: String,
     pub started: String,
@@ -71,24 +71,35 @@ pub struct Entry {
 ///
 /// # Errors
 /// If records of one comparison do not belong together.
-pub fn findings(records: &[Record], resampling: Resampling) -> Result<Findings> {
+pub fn findings(records: &Records, resampling: Resampling) -> Result<Findings> {
     let mut found: Vec<Group> = Vec::new();
-    for records in groups(records) {
+    let mut slugs: Vec<String> = Vec::new();
+    for records in groups(&records.evaluations) {
         let mut group = group(&records, resampling)?;
-        let taken = |slug: &str| found.iter().any(|g| g.slug == slug);
-        if taken(&group.slug) {
-            let numbered = |n| format!("{}-{n}", group.slug);
-            let free = (2..).map(numbered).find(|slug| !taken(slug));
-            group.slug = free.expect("fewer groups than numbers");
-        }
+        group.slug = free(group.slug, &mut slugs);
         found.push(group);
+    }
+    let mut benches = speeds::benched(&records.benches)?;
+    for bench in &mut benches {
+        bench.slug = free(std::mem::take(&mut bench.slug), &mut slugs);
     }
     let study = Study::published()?.judge()?;
     Ok(Findings {
         beside: beside::beside(&study, &found),
         groups: found,
+        benches,
         study,
     })
+}
+
+/// `slug` if it is not among those taken, else with a number; taken then.
+fn free(slug: String, taken: &mut Vec<String>) -> String {
+    let numbered = (2..).map(|n| format!("{slug}-{n}"));
+    let mut all = std::iter::once(slug.clone()).chain(numbered);
+    let free = all.find(|slug| !taken.contains(slug));
+    let free = free.expect("fewer slugs than numbers");
+    taken.push(free.clone());
+    free
 }
 
 fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
@@ -98,11 +109,11 @@ fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
         let found = records.find(|r| r.head.setup.experiment == name);
         *found.expect("every row was made from a record of this group")
     };
-    let entries = comparison
+    let entries: Vec<Entry> = comparison
         .rows
         .iter()
         .map(|row| entry(named(&row.experiment), row))
-        .collect::<Result<Vec<Entry>>>()?;
+        .collect();
     let with = |format: Format| {
         let row = comparison.rows.iter().find(|r| r.format == format)?;
         Some(named(&row.experiment))
@@ -111,20 +122,29 @@ fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
         .and_then(|[a, b]| Some((with(a)?, with(b)?)))
         .map(|(a, b)| duel::duel(a, b, resampling))
         .transpose()?;
+    let heads = records.iter().map(|r| {
+        let setup = &r.head.setup;
+        (&r.head.environment, setup.compute, &setup.program)
+    });
+    let mut files = machine::checksums(&comparison.model);
+    files.push(Checksum {
+        file: comparison.dataset.name.clone(),
+        sha256: comparison.dataset.sha256.clone(),
+    });
     Ok(Group {
         slug: slug(&comparison),
         title: title(&comparison),
+        speeds: Speeds::of_entries(&entries),
         entries,
         duel,
-        machine: machine::machine(records),
-        files: machine::checksums(&comparison),
+        machine: machine::machine(heads),
+        files,
         comparison,
     })
 }
 
-fn entry(record: &Record, row: &Row) -> Result<Entry> {
-    let samples = &record.samples.decode_seconds;
-    Ok(Entry {
+fn entry(record: &Record, row: &Row) -> Entry {
+    Entry {
         name: if row.experiment == CONTROL {
             format!("{}, again", row.format)
         } else {
@@ -132,16 +152,15 @@ fn entry(record: &Record, row: &Row) -> Result<Entry> {
         },
         row: row.clone(),
         parts: record.head.parts,
-        decode: median(samples, LEVEL)?,
-        decode_samples: samples.clone(),
-        record: file_name(&record.head.setup),
+        single_samples: speeds::single(record.samples.speed.as_ref()),
+        record: file_name_of(&Record::path(Path::new(""), &record.head.setup)),
         started: record.head.environment.started.clone(),
-    })
+    }
 }
 
-/// Name of the file that a record with this setup is in.
-fn file_name(setup: &Setup) -> String {
-    Record::path(Path::new(""), setup).display().to_string()
+/// Name of the file that a record is in, from its path in no folder.
+fn file_name_of(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// What tells this comparison from others, as words.
@@ -172,7 +191,12 @@ fn slug(comparison: &Comparison) -> String {
         .split_once('.')
         .map_or(dataset.as_str(), |(stem, _)| stem);
     let marks = marks(comparison).join(" ");
-    let all = format!("{} {dataset} {marks}", comparison.model.name).to_lowercase();
+    words(&format!("{} {dataset} {marks}", comparison.model.name))
+}
+
+/// The letters and digits of `text`, words joined by single hyphens.
+fn words(text: &str) -> String {
+    let all = text.to_lowercase();
     let words = all.split(|c: char| !c.is_ascii_alphanumeric());
     let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
     words.join("-").chars().take(60).collect()

@@ -1,0 +1,83 @@
+//! From a checkpoint to an engine that runs it.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::Decoder;
+use super::cpu::CpuEngine;
+use super::cuda::{Card, CudaEngine};
+use super::device::Device;
+use super::llama::Llama;
+use crate::error::Result;
+use crate::quant::{Bytes, Compute, Format};
+use crate::source::config::Config;
+use crate::source::origin::{Origin, Weights};
+
+/// An engine, ready to run.
+pub struct Opened {
+    pub decoder: Box<dyn Decoder>,
+    /// Reading, packing and, where there is one, the way to the device.
+    pub load_seconds: f64,
+    /// Bytes of the weights as they are held, norms counted in FP16.
+    pub size: Bytes,
+}
+
+/// What is to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening<'a> {
+    pub device: Device,
+    /// The checkpoint folder; random weights need only its `config.json`.
+    pub model: &'a Path,
+    pub weights: Weights,
+    /// How the linears of the layers are stored.
+    pub format: Format,
+    /// What weights are rounded to before they are multiplied.
+    pub compute: Compute,
+    /// Sequences held at once.
+    pub slots: usize,
+    /// Tokens that a sequence can have at most.
+    pub context: usize,
+}
+
+/// Loads a model in its format onto a device.
+///
+/// # Errors
+/// If the checkpoint does not fit, or the device has no engine or no room.
+pub fn open(opening: Opening<'_>) -> Result<Opened> {
+    let Opening {
+        device,
+        model,
+        weights,
+        format,
+        compute,
+        slots,
+        context,
+    } = opening;
+    let start = Instant::now();
+    match device {
+        Device::Cpu => {
+            let origin = Origin::open(model, weights)?;
+            let model = Llama::build(Config::open(model)?, &origin, format, compute)?;
+            let size = model.bytes();
+            let decoder = Box::new(CpuEngine::new(model, slots, context));
+            Ok(Opened {
+                decoder,
+                load_seconds: start.elapsed().as_secs_f64(),
+                size,
+            })
+        }
+        Device::Cuda(ordinal) => {
+            let card = Card::open(ordinal)?;
+            let config = Config::open(model)?;
+            let origin = Origin::open(model, weights)?;
+            let wanted = (slots, context);
+            let engine = CudaEngine::new(&card, config, &origin, format, compute, wanted)?;
+            let size = engine.model().bytes();
+            Ok(Opened {
+                decoder: Box::new(engine),
+                load_seconds: start.elapsed().as_secs_f64(),
+                size,
+            })
+        }
+    }
+}

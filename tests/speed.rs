@@ -1,0 +1,234 @@
+//! The measurement of speed: what it asks an engine to run, what it refuses,
+//! and the records it writes. No test asserts a time.
+
+#[path = "common/mock.rs"]
+mod mock;
+#[path = "common/refusal.rs"]
+mod refusal;
+
+use std::path::{Path, PathBuf};
+
+use llama_quant::Result;
+use llama_quant::engine::{Decoder, Device, Opening, Segment, open};
+use llama_quant::experiment::{EXPERIMENTS, Experiment};
+use llama_quant::measure::bench::{Benched, speed};
+use llama_quant::quant::size::model_bytes;
+use llama_quant::record::{Bench, Plan, Records, Weights};
+use llama_quant::source::config::Config;
+use mock::{Call, Mock, Run};
+use refusal::assert_refuses;
+use rstest::rstest;
+
+fn plan() -> Plan {
+    Plan {
+        prefill_tokens: vec![3, 7],
+        batches: vec![1, 2],
+        cached_tokens: 4,
+        repetitions: 2,
+        steps: 3,
+        energy_seconds: 0.0,
+    }
+}
+
+/// The next token is the length of the sequence.
+fn mock(slots: usize, context: usize) -> Mock<impl Fn(&[u32]) -> Result<u32>> {
+    Mock::new(slots, context, 50, |sequence| Ok(sequence.len() as u32))
+}
+
+/// A checkpoint folder of 320 tokens of vocabulary.
+fn small() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/llama/tied_gqa_llama3rope")
+}
+
+#[test]
+fn prefill_starts_from_an_empty_slot_each_time_and_steps_from_one_cache() {
+    let mut decoder = mock(2, 7);
+    let found = speed(&mut decoder, Device::Cpu, &plan()).expect("a plan that fits");
+
+    // One prefill of each length does not count.
+    let lengths: Vec<usize> = found.prefill.iter().map(|p| p.seconds.len()).collect();
+    assert_eq!(lengths, [2, 2]);
+    let starts: Vec<(usize, usize)> = decoder
+        .prefilled()
+        .iter()
+        .filter(|run| run.start == 0)
+        .map(|run| (run.slot, run.tokens.len()))
+        .collect();
+    let (short, long, fill) = ((0, 3), (0, 7), (0, 4));
+    let wanted = [short, short, short, long, long, long, fill, (1, 4)];
+    assert_eq!(starts, wanted);
+
+    let steps: Vec<&Vec<(usize, u32)>> = decoder
+        .calls
+        .iter()
+        .filter_map(|call| match call {
+            Call::Step(rows) => Some(rows),
+            Call::Prefill(_) => None,
+        })
+        .collect();
+    for (decode, sequences) in found.decode.iter().zip([1, 2]) {
+        assert_eq!((decode.sequences, decode.cached_tokens), (sequences, 4));
+        assert_eq!(decode.seconds.len(), 2 * 3);
+    }
+    // Three repetitions of three steps, in which the tokens that the mock gives
+    // say how many the slot held: 4, 5 and 6.
+    let wanted = |slots: usize| {
+        let rows = move |held: u32| (0..slots).map(|slot| (slot, held)).collect();
+        [4, 5, 6, 4, 5, 6, 4, 5, 6].map(rows)
+    };
+    let wanted: Vec<Vec<(usize, u32)>> = wanted(1).into_iter().chain(wanted(2)).collect();
+    assert_eq!(steps, wanted.iter().collect::<Vec<_>>());
+    // What the steps have added is dropped by running the last token again.
+    let again = Run {
+        slot: 1,
+        start: 3,
+        tokens: vec![3],
+    };
+    let rewinds = decoder.prefilled().into_iter().filter(|run| *run == again);
+    assert_eq!(rewinds.count(), 3);
+}
+
+#[test]
+fn what_the_cpu_cannot_say_is_absent_and_says_why() {
+    let mut decoder = mock(2, 7);
+    let mut plan = plan();
+    let found = speed(&mut decoder, Device::Cpu, &plan).expect("a plan that fits");
+    assert!(found.copy_bytes_per_second.is_some_and(|copy| copy > 0.0));
+    assert_eq!(found.flops_per_second, None);
+    assert!(found.energy.is_empty() && found.card.is_empty());
+    assert_eq!(found.memory, None, "the mock does not count");
+    let why = found.energy_missing.expect("a reason");
+    assert!(why.contains("llama-quant bench"), "{why}");
+    plan.energy_seconds = 0.01;
+    let found = speed(&mut decoder, Device::Cpu, &plan).expect("a plan that fits");
+    let why = found.energy_missing.expect("a reason");
+    assert!(why.contains("energy of a CPU"), "{why}");
+}
+
+#[rstest]
+#[case::a_batch_larger_than_the_slots(1, 7, |_: &mut Plan| {})]
+#[case::a_prompt_longer_than_the_context(2, 6, |_: &mut Plan| {})]
+#[case::steps_past_the_context(2, 7, |plan: &mut Plan| plan.steps = 4)]
+#[case::no_repetition(2, 7, |plan: &mut Plan| plan.repetitions = 0)]
+#[case::no_step(2, 7, |plan: &mut Plan| plan.steps = 0)]
+#[case::nothing_cached(2, 7, |plan: &mut Plan| plan.cached_tokens = 0)]
+#[case::a_batch_of_none(2, 7, |plan: &mut Plan| plan.batches.push(0))]
+#[case::an_empty_prompt(2, 7, |plan: &mut Plan| plan.prefill_tokens.push(0))]
+fn a_plan_that_cannot_be_measured_is_refused_before_anything_runs(
+    #[case] slots: usize,
+    #[case] context: usize,
+    #[case] change: fn(&mut Plan),
+) {
+    let mut plan = plan();
+    change(&mut plan);
+    let mut decoder = mock(slots, context);
+    let wanted = format!("within {slots} sequences of {context} tokens");
+    assert_refuses(
+        speed(&mut decoder, Device::Cpu, &plan),
+        ["plan", &wanted, "Plan {", "Plan::within"],
+    );
+    assert!(decoder.calls.is_empty());
+}
+
+#[test]
+fn a_plan_is_cut_to_what_an_engine_has_room_for() {
+    for (slots, context) in [(1, 7), (2, 6), (5, 5), (64, 4)] {
+        let cut = plan().within(slots, context);
+        let found = speed(&mut mock(slots, context), Device::Cpu, &cut);
+        found.unwrap_or_else(|e| panic!("{slots} slots of {context}: {e}"));
+    }
+    let device = Device::Cuda(0);
+    assert_eq!(Plan::long(device).within(16, 512).slots(), 16);
+    assert!(Plan::long(device).within(64, 512).context() <= 512);
+}
+
+#[test]
+fn random_weights_are_the_same_each_time_and_take_the_bytes_of_the_formula() {
+    let config = Config::open(&small()).expect("a configuration");
+    for Experiment { name, format, .. } in EXPERIMENTS {
+        let opened = || {
+            open(Opening {
+                device: Device::Cpu,
+                model: &small(),
+                weights: Weights::Random,
+                format,
+                slots: 2,
+                context: 16,
+            })
+            .expect("random weights")
+        };
+        let logits = |decoder: &mut dyn Decoder| {
+            let tokens = [1, 2, 3];
+            let segment = Segment {
+                slot: 1,
+                start: 0,
+                tokens: &tokens,
+            };
+            decoder.logits(&[segment]).expect("a forward pass")
+        };
+        let (mut first, mut second) = (opened(), opened());
+        let found = logits(first.decoder.as_mut());
+        assert_eq!(found, logits(second.decoder.as_mut()), "{name}");
+        assert!(found.iter().all(|logit| logit.is_finite()), "{name}");
+        assert!(found[0] != found[1], "{name}: the weights are not all one");
+
+        assert_eq!(first.size, model_bytes(&config, format), "{name}");
+        let memory = first.decoder.memory().expect("the CPU engine counts");
+        // Norms are held as f32 instead of FP16.
+        let norms = 2 * (2 * config.layers + 1) * config.hidden;
+        assert_eq!(memory.weights_bytes, first.size.with_state + norms as u64);
+        let cached = 2 * 4 * config.layers * config.kv_heads * config.head_dim;
+        assert_eq!(memory.cache_bytes_per_token, cached as u64);
+        assert_eq!(memory.cache_bytes, 2 * 16 * cached as u64);
+    }
+}
+
+#[test]
+fn a_device_without_an_engine_is_refused() {
+    let opening = Opening {
+        device: Device::Cuda(3),
+        model: &small(),
+        weights: Weights::Checkpoint,
+        format: EXPERIMENTS[0].format,
+        slots: 1,
+        context: 8,
+    };
+    assert_refuses(
+        open(opening),
+        ["--device", "auto or cpu", "`cuda:3`", "run on the CPU"],
+    );
+}
+
+#[test]
+fn a_bench_is_read_back_as_it_was_written_beside_other_records() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let benched = Benched::open(Device::Cpu, &small(), Weights::Random).expect("a model");
+    let experiment = Experiment::named("bnb_4bit_nf4").expect("an experiment");
+    let bench = benched.bench(&experiment, &plan()).expect("a bench");
+    let setup = &bench.head.setup;
+    assert_eq!((setup.slots, setup.context), (2, 7));
+    assert_eq!(
+        setup.model.files.len(),
+        1,
+        "the configuration alone is read"
+    );
+    let path = bench.write(dir.path()).expect("a record");
+    assert_eq!(path, Bench::path(dir.path(), setup));
+    assert_eq!(Bench::open(&path).expect("a bench"), bench);
+
+    let found = Records::open(dir.path()).expect("records");
+    assert_eq!((found.evaluations.len(), found.benches), (0, vec![bench]));
+    let refusal = llama_quant::record::Record::open(&path);
+    let refusal = refusal.expect_err("no evaluation").to_string();
+    assert!(refusal.contains("of kind evaluation"), "{refusal}");
+
+    let text = std::fs::read_to_string(&path).expect("the record");
+    let edited = text.replace("\"slots\": 2", "\"slots\": 3");
+    assert_ne!(edited, text);
+    std::fs::write(&path, edited).expect("an edited record");
+    let refusal = Records::open(dir.path()).expect_err("edited").to_string();
+    assert!(
+        refusal.contains("a key that belongs to the setup"),
+        "{refusal}"
+    );
+}
