@@ -117,6 +117,9 @@ pub struct BenchArguments {
     /// config.json
     #[arg(long, default_value = "checkpoint")]
     weights: Weights,
+    /// Seconds that the energy of each batch is measured for; 0 for none
+    #[arg(long, value_name = "SECONDS")]
+    energy: Option<f64>,
     /// Experiments to measure [default: all but the control]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     experiment: Vec<String>,
@@ -250,7 +253,8 @@ pub fn bench(arguments: &BenchArguments) -> Result<()> {
     let device = arguments.device;
     let model = arguments.model.clone().map_or_else(embedded::model, Ok)?;
     let benched = Benched::open(device, &model, arguments.weights)?;
-    let plan = Plan::long(device);
+    let mut plan = Plan::long(device);
+    plan.energy_seconds = arguments.energy.unwrap_or(plan.energy_seconds);
     let out = folder(arguments.out.as_ref(), device);
     let experiments: Vec<Experiment> = match &arguments.experiment[..] {
         // The control would be the baseline's format once more.

@@ -236,6 +236,7 @@ fn weights_dequantised_from_the_reference_codes_are_equal_to_the_bit() {
                 columns: case.columns,
                 packed: packed.clone(),
                 absmax,
+                compute: case.compute,
             };
             // By value: 0 and -0 are the same number.
             assert_eq!(weight.dequantise(case.compute), file.f32s(&key), "{key}");

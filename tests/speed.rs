@@ -145,13 +145,20 @@ fn a_plan_is_cut_to_what_an_engine_has_room_for() {
 #[test]
 fn random_weights_are_the_same_each_time_and_take_the_bytes_of_the_formula() {
     let config = Config::open(&small()).expect("a configuration");
-    for Experiment { name, format, .. } in EXPERIMENTS {
+    for experiment in EXPERIMENTS {
+        let Experiment {
+            name,
+            format,
+            compute,
+            ..
+        } = experiment;
         let opened = || {
             open(Opening {
                 device: Device::Cpu,
                 model: &small(),
-                weights: Weights::Random,
+                weights: Weights::Random { seed: 0 },
                 format,
+                compute,
                 slots: 2,
                 context: 16,
             })
@@ -184,25 +191,25 @@ fn random_weights_are_the_same_each_time_and_take_the_bytes_of_the_formula() {
 }
 
 #[test]
-fn a_device_without_an_engine_is_refused() {
+fn a_gpu_that_is_not_there_is_refused_by_name() {
     let opening = Opening {
-        device: Device::Cuda(3),
+        // No machine has so many.
+        device: Device::Cuda(99),
         model: &small(),
         weights: Weights::Checkpoint,
         format: EXPERIMENTS[0].format,
+        compute: EXPERIMENTS[0].compute,
         slots: 1,
         context: 8,
     };
-    assert_refuses(
-        open(opening),
-        ["--device", "auto or cpu", "`cuda:3`", "run on the CPU"],
-    );
+    assert_refuses(open(opening), ["device cuda:99", "--device cpu"]);
 }
 
 #[test]
 fn a_bench_is_read_back_as_it_was_written_beside_other_records() {
     let dir = tempfile::tempdir().expect("a folder");
-    let benched = Benched::open(Device::Cpu, &small(), Weights::Random).expect("a model");
+    let benched =
+        Benched::open(Device::Cpu, &small(), Weights::Random { seed: 0 }).expect("a model");
     let experiment = Experiment::named("bnb_4bit_nf4").expect("an experiment");
     let bench = benched.bench(&experiment, &plan()).expect("a bench");
     let setup = &bench.head.setup;
