@@ -125,14 +125,14 @@ fn other_options_make_another_record_beside_the_first() {
 
 #[rstest]
 #[case::experiment(&["compare", "--experiment", "nf5"], &["nf5", "fp16_baseline", "bnb_4bit_nf4"])]
-#[case::device(&["compare", "--device", "cuda:0"], &["--device", "auto or cpu", "cuda:0"])]
+#[case::device(&["compare", "--device", "cuda:99"], &["device cuda:99", "--device cpu"])]
 #[case::turns(&["compare", "--turns", "some"], &["some", "last or all"])]
 #[case::scoring(&["compare", "--scoring", "best"], &["best", "lm_eval, official, max"])]
 #[case::model(&["compare", "--model", "nowhere"], &["nowhere/config.json", "No such file"])]
 #[case::dataset(&["compare", "--dataset", "nothing.jsonl"], &["nothing.jsonl", "No such file"])]
 #[case::limit(&["compare", "--limit", "0"], &["--limit", "at least 1"])]
 #[case::bench(&["bench", "--experiment", "nf5"], &["nf5", "fp16_baseline"])]
-#[case::bench_device(&["bench", "--device", "cuda:0"], &["--device", "auto or cpu", "cuda:0"])]
+#[case::bench_device(&["bench", "--device", "cuda:99"], &["device cuda:99", "--device cpu"])]
 #[case::no_device(&["compare", "--device", "gpu"], &["--device", "auto, cpu or cuda:N", "gpu"])]
 #[case::size(&["size", "--model", "nowhere"], &["nowhere/config.json"])]
 fn what_cannot_be_done_is_one_clear_message_and_no_record(

@@ -290,12 +290,13 @@ fn dialogues(groups: usize, random: &mut Random) -> Vec<Vec<Prompt>> {
 fn completions_do_not_depend_on_the_number_of_slots_or_the_order_of_groups(
     #[values(1, 2, 3, 7, 16, 100)] slots: usize,
     #[values(1, 2)] order: u64,
+    #[values(false, true)] beside: bool,
 ) {
     let mut dialogues = dialogues(40, &mut Random::new(7));
     Random::new(order).shuffle(&mut dialogues);
     let prompts = dialogues.concat();
     assert!(prompts.len() > slots, "more prompts than slots");
-    let mut decoder = Mock::new(slots, CONTEXT, VOCAB, hashed);
+    let mut decoder = Mock::new(slots, CONTEXT, VOCAB, hashed).beside(beside);
     let together = run(&mut decoder, &prompts, &hashed_limits()).expect("a run");
 
     let mut finishes = Vec::new();

@@ -202,7 +202,10 @@ fn a_gpu_that_is_not_there_is_refused_by_name() {
         slots: 1,
         context: 8,
     };
-    assert_refuses(open(opening), ["device cuda:99", "--device cpu"]);
+    assert_refuses(
+        open(opening),
+        ["option", "device cuda:99", "found", "--device cpu"],
+    );
 }
 
 #[test]

@@ -53,6 +53,26 @@ pub trait Decoder {
         self.prefill(&segments)
     }
 
+    /// Whether the host is free while a step runs. If so, [`generate`] looks at
+    /// the tokens of one step while the next one runs, at the price of a step
+    /// for sequences that have just ended.
+    ///
+    /// [`generate`]: super::generate::generate
+    fn runs_beside_host(&self) -> bool {
+        false
+    }
+
+    /// As [`Decoder::step`]; calls `beside` once, while the step runs if the
+    /// engine can do that. Its error is returned after the step has ended.
+    fn step_beside(
+        &mut self,
+        rows: &[(usize, u32)],
+        beside: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<u32>> {
+        beside()?;
+        self.step(rows)
+    }
+
     /// Prompt tokens that one call best takes at once; more are served too.
     fn chunk_tokens(&self) -> usize {
         512

@@ -116,12 +116,22 @@ pub fn generate_in_opened<D: Decoder + ?Sized>(
             return Ok(());
         }
         run_prompts(decoder, prompts, &mut slots)?;
-        for slot in &mut slots {
-            if let Some((prompt, completion)) = slot.take_token(limits, &decode)? {
-                done(prompt, completion)?;
+        let rows = rows(&slots);
+        let mut take = |slots: &mut [Slot]| {
+            for slot in slots {
+                if let Some((prompt, completion)) = slot.take_token(limits, &decode)? {
+                    done(prompt, completion)?;
+                }
             }
+            Ok(())
+        };
+        if decoder.runs_beside_host() {
+            let next = decoder.step_beside(&rows, &mut || take(&mut slots))?;
+            append(&mut slots, &rows, &next);
+        } else {
+            take(&mut slots)?;
+            step(decoder, &mut slots)?;
         }
-        step(decoder, &mut slots)?;
     }
 }
 
@@ -284,19 +294,30 @@ fn run_prompts<D: Decoder + ?Sized>(
     Ok(())
 }
 
-/// Appends its latest token to every running sequence.
-fn step<D: Decoder + ?Sized>(decoder: &mut D, slots: &mut [Slot]) -> Result<()> {
+/// Slots that run, each with its latest token.
+fn rows(slots: &[Slot]) -> Vec<(usize, u32)> {
     let running = |(i, slot): (usize, &Slot)| Some((i, slot.running.as_ref()?.next?));
-    let rows: Vec<(usize, u32)> = slots.iter().enumerate().filter_map(running).collect();
+    slots.iter().enumerate().filter_map(running).collect()
+}
+
+/// Runs one step of every running sequence.
+fn step<D: Decoder + ?Sized>(decoder: &mut D, slots: &mut [Slot]) -> Result<()> {
+    let rows = rows(slots);
     if rows.is_empty() {
         return Ok(());
     }
     let next = decoder.step(&rows)?;
-    for ((slot, token), next) in rows.into_iter().zip(next) {
+    append(slots, &rows, &next);
+    Ok(())
+}
+
+/// Notes what a step of `rows` left in the caches, and its tokens where the
+/// sequence has not ended meanwhile.
+fn append(slots: &mut [Slot], rows: &[(usize, u32)], next: &[u32]) {
+    for (&(slot, token), &next) in rows.iter().zip(next) {
         slots[slot].cached.push(token);
         if let Some(running) = &mut slots[slot].running {
             running.next = Some(next);
         }
     }
-    Ok(())
 }

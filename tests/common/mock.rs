@@ -28,6 +28,8 @@ pub struct Mock<F> {
     /// The sequence in each slot.
     sequences: Vec<Vec<u32>>,
     pub calls: Vec<Call>,
+    /// Run steps beside the host, as a device does.
+    pub beside: bool,
 }
 
 impl<F: Fn(&[u32]) -> Result<u32>> Mock<F> {
@@ -38,7 +40,13 @@ impl<F: Fn(&[u32]) -> Result<u32>> Mock<F> {
             vocab,
             sequences: vec![Vec::new(); slots],
             calls: Vec::new(),
+            beside: false,
         }
+    }
+
+    /// The same decoder, running steps beside the host.
+    pub fn beside(self, beside: bool) -> Self {
+        Self { beside, ..self }
     }
 
     /// All segments of all prefills, in order.
@@ -93,6 +101,21 @@ impl<F: Fn(&[u32]) -> Result<u32>> Decoder for Mock<F> {
 
     fn logits(&mut self, _: &[Segment<'_>]) -> Result<Vec<f32>> {
         unimplemented!("generation never asks for logits")
+    }
+
+    fn runs_beside_host(&self) -> bool {
+        self.beside
+    }
+
+    fn step_beside(
+        &mut self,
+        rows: &[(usize, u32)],
+        beside: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<u32>> {
+        // The device is done before the host is: the order that could do harm.
+        let next = self.step(rows)?;
+        beside()?;
+        Ok(next)
     }
 
     fn step(&mut self, rows: &[(usize, u32)]) -> Result<Vec<u32>> {

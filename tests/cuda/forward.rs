@@ -48,8 +48,7 @@ pub fn engine(
         &weights(dir),
         format,
         Compute::F16,
-        slots,
-        context,
+        (slots, context),
     )
     .expect("an engine")
 }

@@ -421,8 +421,32 @@ impl CudaEngine {
         Ok(all)
     }
 
-    /// One token for each row, through the graph of the next larger batch.
-    fn run_step(&mut self, rows: &[(usize, u32, usize)]) -> Result<Vec<u32>> {
+    /// One token for each segment; `beside` runs on the host meanwhile.
+    fn run_steps(
+        &mut self,
+        segments: &[Segment<'_>],
+        beside: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<u32>> {
+        let mut next = Vec::with_capacity(segments.len());
+        let mut host = None;
+        for group in segments.chunks(MOST_SEQUENCES) {
+            let rows: Vec<(usize, u32, usize)> = group
+                .iter()
+                .map(|s| (s.slot, s.tokens[0], s.start))
+                .collect();
+            self.start_step(&rows)?;
+            host.get_or_insert_with(&mut *beside);
+            // Waited for also after an error of the host, so that no step is
+            // still running when somebody looks at the slots again.
+            self.card.wait("running a decode step")?;
+            next.extend_from_slice(&self.work.chosen.values()[..rows.len()]);
+        }
+        host.unwrap_or_else(beside)?;
+        Ok(next)
+    }
+
+    /// Starts one step of all rows, through the graph of the next larger batch.
+    fn start_step(&mut self, rows: &[(usize, u32, usize)]) -> Result<()> {
         let batch = bucket(rows.len());
         let longest = rows
             .iter()
@@ -456,9 +480,7 @@ impl CudaEngine {
         }
         self.graphs[&(batch, chunks)]
             .launch()
-            .map_err(failed("launching a decode step"))?;
-        self.card.wait("running a decode step")?;
-        Ok(self.work.chosen.values()[..rows.len()].to_vec())
+            .map_err(failed("launching a decode step"))
     }
 
     /// Captures one decode step of `batch` rows.
@@ -547,20 +569,34 @@ impl Decoder for CudaEngine {
         })
     }
 
+    fn runs_beside_host(&self) -> bool {
+        true
+    }
+
+    fn step_beside(
+        &mut self,
+        rows: &[(usize, u32)],
+        beside: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<u32>> {
+        let segments: Vec<Segment<'_>> = rows
+            .iter()
+            .map(|(slot, token)| Segment {
+                slot: *slot,
+                start: self.held[*slot],
+                tokens: std::slice::from_ref(token),
+            })
+            .collect();
+        self.counted(&segments, |engine, segments| {
+            engine.run_steps(segments, beside)
+        })
+    }
+
     fn prefill(&mut self, segments: &[Segment<'_>]) -> Result<Vec<u32>> {
         self.counted(segments, |engine, segments| {
             if segments.iter().any(|segment| segment.tokens.len() > 1) {
                 return engine.run(segments);
             }
-            let mut next = Vec::with_capacity(segments.len());
-            for group in segments.chunks(MOST_SEQUENCES) {
-                let rows: Vec<(usize, u32, usize)> = group
-                    .iter()
-                    .map(|s| (s.slot, s.tokens[0], s.start))
-                    .collect();
-                next.extend(engine.run_step(&rows)?);
-            }
-            Ok(next)
+            engine.run_steps(segments, &mut || Ok(()))
         })
     }
 

@@ -84,12 +84,27 @@ impl Program {
     /// # Errors
     /// If NVRTC is not there or refuses the source; its log is in the error.
     pub fn compile(&self, capability: (i32, i32)) -> Result<Vec<u8>> {
+        Ok(self.run_compiler(capability, &[])?.0)
+    }
+
+    /// What the assembler says of each kernel: registers, shared memory, stack
+    /// frame and spills.
+    ///
+    /// # Errors
+    /// As [`Program::compile`].
+    pub fn resources(&self, capability: (i32, i32)) -> Result<String> {
+        Ok(self.run_compiler(capability, &["--ptxas-options=-v"])?.1)
+    }
+
+    /// Machine code and the compiler's log.
+    fn run_compiler(&self, capability: (i32, i32), more: &[&str]) -> Result<(Vec<u8>, String)> {
         version()?;
         let name = CString::new(format!("{}.cu", self.name)).expect("a name without zeros");
         let source = CString::new(self.text()).expect("a source without zeros");
         let options: Vec<CString> = self
             .options(capability)
             .into_iter()
+            .chain(more.iter().map(|option| (*option).to_owned()))
             .map(|option| CString::new(option).expect("an option without zeros"))
             .collect();
         let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
@@ -120,7 +135,9 @@ impl Program {
                 nvrtc::nvrtcCompileProgram(program, pointers.len() as i32, pointers.as_ptr())
                     .result();
             let code = match compiled {
-                Ok(()) => code(program).map_err(failed),
+                Ok(()) => code(program)
+                    .map(|code| (code, log(program)))
+                    .map_err(failed),
                 Err(e) => Err(failed(format!("{e:?}: {}", log(program)))),
             };
             nvrtc::nvrtcDestroyProgram(&mut program);

@@ -123,17 +123,21 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
             if (chunk < chunks) { // the same for the whole warp
                 // B fragments: 8 tokens by 64 columns are 4 (int8: 2) mma.
                 constexpr int STEPS = KIND == INT8_WEIGHT ? 2 : 4;
-                u32 b[NT][STEPS][2];
+                // With many tokens their registers would not suffice for all at once.
+                constexpr int AHEAD = NT <= 2 ? STEPS : 1;
+                u32 b[NT][AHEAD][2];
+                auto load_x = [&](int s) {
 #pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    const u32* from = (const u32*)x + (i64)n * 8 * columns * BYTES / 4 + (i64)chunk * 128 * BYTES + lane;
-                    bool there = n * 8 + g < tokens;
-#pragma unroll
-                    for (int s = 0; s < STEPS; s++) {
-                        b[n][s][0] = there ? from[s * 64] : 0u;
-                        b[n][s][1] = there ? from[s * 64 + 32] : 0u;
+                    for (int n = 0; n < NT; n++) {
+                        const u32* from = (const u32*)x + (i64)n * 8 * columns * BYTES / 4 + (i64)chunk * 128 * BYTES + lane;
+                        bool there = n * 8 + g < tokens;
+                        b[n][s % AHEAD][0] = there ? from[s * 64] : 0u;
+                        b[n][s % AHEAD][1] = there ? from[s * 64 + 32] : 0u;
                     }
-                }
+                };
+                if (AHEAD == STEPS)
+#pragma unroll
+                    for (int s = 0; s < STEPS; s++) load_x(s);
                 float s0 = 0.0f, s1 = 0.0f;
                 if (KIND == BIT4_WEIGHT) {
                     s0 = __shfl_sync(FULL, scale[0], (lane & 28) | u);
@@ -141,6 +145,7 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
                 }
 #pragma unroll
                 for (int s = 0; s < STEPS; s++) {
+                    if (AHEAD < STEPS) load_x(s);
                     u32 a[4];
                     if (KIND == BIT4_WEIGHT) {
                         const u32 word = s == 0 ? unit[u].v[0].x : s == 1 ? unit[u].v[0].y : s == 2 ? unit[u].v[0].z : unit[u].v[0].w;
@@ -158,8 +163,8 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
                     }
 #pragma unroll
                     for (int n = 0; n < NT; n++) {
-                        if (KIND == INT8_WEIGHT) mma8(acc8[n], a, b[n][s][0], b[n][s][1]);
-                        else mma16<BF>(acc[n], a, b[n][s][0], b[n][s][1]);
+                        if (KIND == INT8_WEIGHT) mma8(acc8[n], a, b[n][s % AHEAD][0], b[n][s % AHEAD][1]);
+                        else mma16<BF>(acc[n], a, b[n][s % AHEAD][0], b[n][s % AHEAD][1]);
                     }
                 }
             }

@@ -1,0 +1,162 @@
+//! The kernels compile for every architecture that is promised, and their cache
+//! keeps whole entries only. NVRTC needs no GPU; it is found in the loader's
+//! path, which `pip install nvidia-cuda-nvrtc` and LD_LIBRARY_PATH provide.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use llama_quant::engine::cuda::kernels::{PROGRAMS, Program, TOKEN};
+use rstest::rstest;
+
+#[rstest]
+#[case::ampere((8, 0))]
+#[case::ampere_desktop((8, 6))]
+#[case::ada((8, 9))]
+#[case::hopper((9, 0))]
+#[case::blackwell((10, 0))]
+#[case::blackwell_desktop((12, 0))]
+#[ignore = "needs NVRTC"]
+fn every_kernel_compiles_for(#[case] capability: (i32, i32)) {
+    for program in PROGRAMS {
+        let code = program
+            .compile(capability)
+            .unwrap_or_else(|e| panic!("{}: {e}", program.name));
+        assert!(
+            code.starts_with(b"\x7fELF"),
+            "{}: machine code",
+            program.name
+        );
+    }
+}
+
+/// Kernels that a source declares, as the compiled file names them.
+fn kernels(code: &[u8]) -> BTreeSet<String> {
+    // Each kernel has a section of its own in the file, named after it.
+    let text = String::from_utf8_lossy(code);
+    text.split('\0')
+        .filter_map(|name| name.strip_prefix(".text."))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+#[ignore = "needs NVRTC"]
+fn no_kernel_spills_registers_or_keeps_arrays_in_memory() {
+    // A local section exists for a kernel only if it uses local memory.
+    for capability in [(8, 0), (9, 0)] {
+        for program in PROGRAMS {
+            let code = program.compile(capability).expect("machine code");
+            assert!(!kernels(&code).is_empty(), "{}", program.name);
+            let report = program.resources(capability).expect("a resource report");
+            for line in report.lines().filter(|line| line.contains("spill")) {
+                assert!(
+                    line.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"),
+                    "{} for {capability:?}: {line}",
+                    program.name
+                );
+            }
+            assert!(report.contains("spill"), "{}: a report", program.name);
+        }
+    }
+}
+
+fn only_file(folder: &Path) -> std::path::PathBuf {
+    let mut files = fs::read_dir(folder).expect("a folder");
+    let file = files.next().expect("a file").expect("a file").path();
+    assert!(files.next().is_none(), "one file, nothing half-written");
+    file
+}
+
+/// A program that compiles quickly.
+const PROGRAM: Program = TOKEN;
+const CAPABILITY: (i32, i32) = (9, 0);
+
+#[test]
+#[ignore = "needs NVRTC"]
+fn a_damaged_entry_of_the_cache_is_compiled_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = PROGRAM.cached(CAPABILITY, folder.path()).expect("compiled");
+    let path = only_file(folder.path());
+    assert_eq!(
+        path,
+        PROGRAM.path(CAPABILITY, folder.path()).expect("a path")
+    );
+    let whole = fs::read(&path).expect("an entry");
+    let mut flipped = whole.clone();
+    *flipped.last_mut().expect("bytes") ^= 1;
+    for damaged in [
+        Vec::new(),
+        whole[..20].to_vec(),
+        whole[..whole.len() - 1].to_vec(),
+        flipped,
+    ] {
+        fs::write(&path, &damaged).expect("damage");
+        let again = PROGRAM
+            .cached(CAPABILITY, folder.path())
+            .expect("compiled again");
+        assert!(again == first, "the same code");
+        assert!(
+            fs::read(&path).expect("an entry") == whole,
+            "the entry is mended"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs NVRTC"]
+fn an_entry_belongs_to_one_architecture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let old = PROGRAM.cached((8, 0), folder.path()).expect("compiled");
+    let new = PROGRAM.cached((9, 0), folder.path()).expect("compiled");
+    assert!(old != new);
+    assert!(PROGRAM.cached((8, 0), folder.path()).expect("kept") == old);
+}
+
+#[test]
+#[ignore = "needs NVRTC"]
+fn processes_that_start_at_once_share_the_cache() {
+    if let Ok(folder) = std::env::var("KERNEL_CACHE_OF_THE_PARENT") {
+        PROGRAM
+            .cached(CAPABILITY, Path::new(&folder))
+            .expect("compiled or kept");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let this = std::env::current_exe().expect("this test");
+    let child = || {
+        let output = Command::new(&this)
+            .args([
+                "--ignored",
+                "--exact",
+                "processes_that_start_at_once_share_the_cache",
+            ])
+            .env("KERNEL_CACHE_OF_THE_PARENT", folder.path())
+            .output()
+            .expect("a process");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success() && text.contains("1 passed"), text)
+    };
+    thread::scope(|scope| {
+        let children: Vec<_> = (0..4).map(|_| scope.spawn(child)).collect();
+        for child in children {
+            let (passed, text) = child.join().expect("a thread");
+            assert!(passed, "{text}");
+        }
+    });
+    only_file(folder.path());
+}
+
+#[test]
+#[ignore = "needs NVRTC"]
+fn a_cache_that_cannot_be_written_costs_only_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("not-a-folder");
+    fs::write(&file, b"").expect("a file");
+    PROGRAM
+        .cached(CAPABILITY, &file)
+        .expect("compiled all the same");
+    assert_eq!(fs::read(&file).expect("the file"), b"");
+}
