@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -135,10 +136,12 @@ fn setup(experiment: &Experiment, options: &Options, dataset: &Dataset) -> Resul
     })
 }
 
+/// The name that a path is called by: in the cache of the hub a link's name
+/// says what the file is, and its target a checksum.
 fn file_name(path: &Path) -> String {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    path.file_name()
-        .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    let whole = || path.canonicalize().ok()?.file_name().map(OsStr::to_owned);
+    let name = path.file_name().map(OsStr::to_owned).or_else(whole);
+    name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// SHA-256 of every file that is read from the checkpoint folder.
