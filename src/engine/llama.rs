@@ -4,6 +4,7 @@ use std::path::Path;
 
 use half::slice::HalfFloatSliceExt;
 
+use super::stored;
 use crate::error::Result;
 use crate::quant::{Bytes, Format, Fp16, Weight};
 use crate::source::checkpoint::Checkpoint;
@@ -38,10 +39,14 @@ pub struct Layer {
 
 impl Llama {
     /// Loads the checkpoint folder `dir` and packs each linear as it arrives,
-    /// so that no more than one tensor is ever held unpacked.
+    /// so that no more than one tensor is ever held unpacked. Linears that are
+    /// packed already are taken as they are.
     pub fn load(dir: &Path, format: Format) -> Result<Self> {
         let config = Config::open(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
+        if let Some(quantised) = config.quantised {
+            stored::check_format(dir, quantised, format)?;
+        }
         let loader = Loader {
             config: &config,
             checkpoint: &checkpoint,
@@ -120,6 +125,9 @@ impl Loader<'_> {
         let [q, k, v, o, gate, up, down] = self.config.layer_linears();
         let linear = |(name, rows, columns): (&str, usize, usize)| {
             let name = format!("model.layers.{i}.{name}.weight");
+            if self.config.quantised.is_some() {
+                return stored::weight(self.checkpoint, self.format, &name, rows, columns);
+            }
             let values = self.checkpoint.tensor(&name, &[rows, columns])?.to_f16()?;
             Weight::pack(self.format, values, rows, columns)
         };

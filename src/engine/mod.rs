@@ -9,5 +9,6 @@ pub mod decoder;
 pub mod generate;
 pub mod llama;
 pub mod math;
+mod stored;
 
 pub use decoder::{Decoder, Segment};
