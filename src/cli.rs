@@ -1,11 +1,11 @@
 //! The sub-commands and their options.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use llama_quant::Result;
 use llama_quant::coqa::{Scoring, Turns};
 use llama_quant::engine::Device;
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment};
@@ -15,11 +15,13 @@ use llama_quant::measure::{Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::{MIB, model_bytes};
 use llama_quant::record::Plan;
 use llama_quant::source::config::Config;
+use llama_quant::source::hub::{self, Hub, Id, Kind, Located, Settings};
 use llama_quant::source::origin::Weights;
 use llama_quant::verdict::judge::comparisons;
 use llama_quant::verdict::stats::Resampling;
 use llama_quant::verdict::stats::interval::SEED;
 use llama_quant::verdict::{report, table};
+use llama_quant::{Error, Result};
 
 /// What quantising a Llama model costs in quality and buys in memory and speed.
 ///
@@ -40,6 +42,8 @@ pub enum Command {
     Bench(BenchArguments),
     /// Write the report on records: tables, figures, Markdown and one HTML page
     Report(ReportArguments),
+    /// Download a model or a data set into the cache, for machines without network
+    Fetch(FetchArguments),
     /// Print the size of a model in every format, from its config.json alone
     Size(SizeArguments),
 }
@@ -53,13 +57,14 @@ impl Default for Command {
 
 #[derive(Args)]
 pub struct CompareArguments {
-    /// Checkpoint folder with config.json, tokenizer.json and safetensors
-    /// [default: the tiny Llama of the project]
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint folder with config.json, tokenizer.json and safetensors, or
+    /// ORG/NAME[@REVISION] on the hub [default: the tiny Llama of the project]
+    #[arg(long, value_name = "DIR or ID")]
     model: Option<PathBuf>,
-    /// CoQA as JSON, or the hub data set EleutherAI/coqa as JSON lines
-    /// [default: the project's own small data set]
-    #[arg(long, value_name = "FILE")]
+    /// CoQA as JSON, or the hub data set EleutherAI/coqa as JSON lines or
+    /// parquet, or its id, or `hub` for it [default: the project's own small
+    /// data set]
+    #[arg(long, value_name = "FILE or ID")]
     dataset: Option<PathBuf>,
     /// Experiments to run [default: fp16_baseline fp16_control bnb_8bit
     /// bnb_4bit_nf4 bnb_4bit_fp4]
@@ -110,8 +115,9 @@ pub struct ReportArguments {
 
 #[derive(Args)]
 pub struct BenchArguments {
-    /// Checkpoint folder [default: the tiny Llama of the project]
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint folder, or ORG/NAME[@REVISION] on the hub [default: the tiny
+    /// Llama of the project]
+    #[arg(long, value_name = "DIR or ID")]
     model: Option<PathBuf>,
     /// checkpoint, or random[:SEED] in its place: the folder then needs only its
     /// config.json
@@ -132,6 +138,19 @@ pub struct BenchArguments {
 }
 
 #[derive(Args)]
+pub struct FetchArguments {
+    /// Model on the hub: ORG/NAME[@REVISION]
+    #[arg(long, value_name = "ID")]
+    model: Option<Id>,
+    /// Data set on the hub: ORG/NAME[@REVISION], or `hub` for EleutherAI/coqa
+    #[arg(long, value_name = "ID")]
+    dataset: Option<String>,
+    /// How often a request is sent again that fails in passing
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    retries: u32,
+}
+
+#[derive(Args)]
 pub struct SizeArguments {
     /// Folder with the config.json [default: the tiny Llama of the project]
     #[arg(long, value_name = "DIR")]
@@ -141,21 +160,22 @@ pub struct SizeArguments {
 /// Shows warnings, or what `RUST_LOG` asks for, on standard error.
 pub fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    tracing_subscriber::fmt()
+    let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
-        .init();
+        .finish();
+    // Not `init`, which would add what libraries write with the `log` crate:
+    // the HTTP library writes whole addresses, and redirects carry signatures.
+    tracing::subscriber::set_global_default(subscriber)
+        .expect("nothing before this has set up logging");
 }
 
 /// Runs the experiments, writes their records and prints the comparison.
 pub fn compare(arguments: &CompareArguments) -> Result<()> {
     let experiments = experiments(arguments)?;
     let options = Options {
-        model: arguments.model.clone().map_or_else(embedded::model, Ok)?,
-        dataset: arguments
-            .dataset
-            .clone()
-            .map_or_else(embedded::dataset, Ok)?,
+        model: model(arguments.model.as_deref())?,
+        dataset: dataset(arguments.dataset.as_deref())?,
         turns: arguments.turns,
         scoring: arguments.scoring,
         limit: arguments.limit,
@@ -193,6 +213,58 @@ fn folder(wanted: Option<&PathBuf>, device: Device) -> PathBuf {
     wanted.cloned().unwrap_or_else(default)
 }
 
+/// The checkpoint that `--model` names: a folder, or one of the hub.
+fn model(given: Option<&Path>) -> Result<Located> {
+    match given {
+        None => embedded::model().map(Located::local),
+        Some(given) => located(Kind::Model, given),
+    }
+}
+
+/// The data set that `--dataset` names: a file, or one of the hub.
+fn dataset(given: Option<&Path>) -> Result<Located> {
+    match given {
+        None => embedded::dataset().map(Located::local),
+        Some(given) => located(Kind::Dataset, given),
+    }
+}
+
+/// What exists here is meant as it stands; an id that does not is of the hub.
+fn located(kind: Kind, given: &Path) -> Result<Located> {
+    let id = match given.to_str() {
+        _ if given.exists() => None,
+        Some("hub") if kind == Kind::Dataset => Some(hub::COQA),
+        Some(text) if Id::is_meant(text) && !names_a_file(given) => Some(text),
+        _ => None,
+    };
+    let Some(id) = id else {
+        return Ok(Located::local(given.to_path_buf()));
+    };
+    let located = Id::from_str(id).and_then(|id| {
+        let hub = Hub::new(Settings::from_env()?)?;
+        let progress = download_bar();
+        let located = match kind {
+            Kind::Model => hub.model(&id, &progress),
+            Kind::Dataset => hub.dataset(&id, &progress),
+        };
+        progress.finish_and_clear();
+        located
+    });
+    match located {
+        Err(Error::Hub(mut why)) => {
+            why.remedy += &format!("; here, too, there is nothing called {id}");
+            Err(Error::Hub(why))
+        }
+        other => other,
+    }
+}
+
+/// Whether the name is that of a file of stories, as no repository's is.
+fn names_a_file(given: &Path) -> bool {
+    let extension = given.extension().unwrap_or_default();
+    ["json", "jsonl", "parquet"].iter().any(|e| extension == *e)
+}
+
 fn experiments(arguments: &CompareArguments) -> Result<Vec<Experiment>> {
     if arguments.all {
         return Ok(EXPERIMENTS.to_vec());
@@ -216,16 +288,22 @@ fn experiments(arguments: &CompareArguments) -> Result<Vec<Experiment>> {
 }
 
 fn progress_bar(name: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:24} {bar:30} {pos}/{len} {eta} left")
-        .expect("the template is a constant");
+    bar("{prefix:24} {bar:30} {pos}/{len} {eta} left").with_prefix(name)
+}
+
+fn download_bar() -> ProgressBar {
+    bar("{prefix:32} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left")
+}
+
+/// A bar on standard error, hidden where that is no terminal.
+fn bar(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the template is a constant");
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
         ProgressDrawTarget::hidden()
     };
-    ProgressBar::with_draw_target(None, target)
-        .with_style(style)
-        .with_prefix(name)
+    ProgressBar::with_draw_target(None, target).with_style(style)
 }
 
 /// Writes the report, or checks the one that is there.
@@ -251,7 +329,7 @@ pub fn report(arguments: &ReportArguments) -> Result<()> {
 /// prints what they say.
 pub fn bench(arguments: &BenchArguments) -> Result<()> {
     let device = arguments.device;
-    let model = arguments.model.clone().map_or_else(embedded::model, Ok)?;
+    let model = model(arguments.model.as_deref())?;
     let benched = Benched::open(device, &model, arguments.weights)?;
     let mut plan = Plan::long(device);
     plan.energy_seconds = arguments.energy.unwrap_or(plan.energy_seconds);
@@ -282,6 +360,54 @@ pub fn bench(arguments: &BenchArguments) -> Result<()> {
     for path in paths {
         println!("record: {}", path.display());
     }
+    Ok(())
+}
+
+/// Fills the cache and prints what a machine without network needs.
+pub fn fetch(arguments: &FetchArguments) -> Result<()> {
+    if arguments.model.is_none() && arguments.dataset.is_none() {
+        return Err(Error::usage(
+            "fetch",
+            "--model, --dataset or both",
+            "neither",
+            "name what to download, such as --model meta-llama/Llama-3.2-1B --dataset hub",
+        ));
+    }
+    let settings = Settings {
+        attempts: arguments.retries.saturating_add(1),
+        ..Settings::from_env()?
+    };
+    let hub = Hub::new(settings)?.verifying();
+    let progress = download_bar();
+    let dataset = arguments.dataset.as_deref().map(|given| match given {
+        "hub" => hub::COQA.parse(),
+        id => id.parse(),
+    });
+    let mut fetched = Vec::new();
+    if let Some(id) = &arguments.model {
+        fetched.push(("--model", hub.model(id, &progress)?));
+    }
+    if let Some(id) = dataset {
+        fetched.push(("--dataset", hub.dataset(&id?, &progress)?));
+    }
+    progress.finish_and_clear();
+    let mut command = "llama-quant compare".to_owned();
+    for (option, located) in &fetched {
+        let (bytes, files) = hub::size(&located.path)?;
+        let revision = located.revision.as_deref().unwrap_or_default();
+        let id = format!("{}@{revision}", located.name);
+        println!("{id}\n    {}", located.path.display());
+        println!(
+            "    {files} files, {bytes} bytes ({:.3} GB)",
+            bytes as f64 / 1e9
+        );
+        command += &format!(" {option} {id}");
+    }
+    let cache = hub.settings().cache.canonicalize();
+    let cache = cache.unwrap_or_else(|_| hub.settings().cache.clone());
+    println!("\nOn a machine without network, with this folder copied or mounted there:\n");
+    println!("export HF_HUB_CACHE={}", cache.display());
+    println!("export HF_HUB_OFFLINE=1\n{command}");
     Ok(())
 }
 

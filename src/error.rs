@@ -54,6 +54,9 @@ pub enum Error {
     /// `tokenizer.json` cannot be used.
     #[error("tokenizer {0}")]
     Tokenizer(Mismatch),
+    /// The hub or its cache does not give what is wanted.
+    #[error("hub {0}")]
+    Hub(Mismatch),
     /// A data set does not have one of the accepted layouts.
     #[error("dataset {0}")]
     Dataset(Mismatch),
@@ -99,6 +102,7 @@ mismatch_constructors! {
     config => Config,
     checkpoint => Checkpoint,
     tokenizer => Tokenizer,
+    hub => Hub,
     dataset => Dataset,
     record => Record,
     report => Report,

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         cli::Command::Compare(arguments) => cli::compare(&arguments),
         cli::Command::Bench(arguments) => cli::bench(&arguments),
         cli::Command::Report(arguments) => cli::report(&arguments),
+        cli::Command::Fetch(arguments) => cli::fetch(&arguments),
         cli::Command::Size(arguments) => cli::size(&arguments),
     };
     match outcome {

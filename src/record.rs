@@ -51,8 +51,11 @@ pub struct Setup {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// Name of the folder.
+    /// Name of the folder, or the id on the hub.
     pub name: String,
+    /// Commit on the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// SHA-256 of each file read, by name.
     pub files: BTreeMap<String, String>,
 }
@@ -61,8 +64,11 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dataset {
-    /// Name of the file.
+    /// Name of the file, or the id on the hub.
     pub name: String,
+    /// Commit on the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     pub sha256: String,
 }
 

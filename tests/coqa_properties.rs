@@ -11,6 +11,7 @@ use llama_quant::error::Error;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use rstest::rstest;
 use serde_json::{Value, json};
 
 const FILE: &str = "some/dev.jsonl";
@@ -311,7 +312,7 @@ fn a_file_that_is_not_text_is_refused_by_what_it_is() {
     let refusal = |bytes: &[u8]| Dataset::from_bytes(FILE, bytes).unwrap_err().to_string();
     let parquet = refusal(b"PAR1\x15\x04\x15\x80PAR1");
     assert!(
-        parquet.contains("a parquet file; convert it to JSON lines"),
+        parquet.contains("a whole parquet file of stories") && parquet.contains(FILE),
         "{parquet}"
     );
     let latin1 = refusal(b"{}\n{\"story\": \"Qu\xe9bec\"}");
@@ -694,6 +695,51 @@ proptest! {
         prop_assert_eq!(mean_f1(&best).to_bits(), best_f1.to_bits());
         for answer in items.iter().flatten() {
             prop_assert!(mean_f1(answer) <= best_f1, "{answer:?} beats {best:?}");
+        }
+    }
+}
+
+// ---- Parquet ---------------------------------------------------------------------
+
+fn fixture(path: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(path);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[rstest]
+fn parquet_holds_the_stories_of_the_json_lines(#[values("datasets", "other")] file: &str) {
+    let parquet = Dataset::from_bytes(FILE, &fixture(&format!("parquet/{file}.parquet")));
+    let parquet = parquet.expect("a data set").stories;
+    let lines = Dataset::from_bytes(FILE, &fixture("coqa-mini.jsonl")).expect("a data set");
+    assert_eq!(parquet.len(), 7);
+    assert_eq!(parquet, lines.stories[..7]);
+}
+
+proptest! {
+    #[test]
+    fn damaged_parquet_never_causes_a_panic(
+        other in any::<bool>(),
+        bytes in vec((any::<Index>(), any::<u8>()), 0..6),
+        // Damage at the end hits what describes the file.
+        at_end in vec((0_usize..4000, any::<u8>()), 0..4),
+        cut in proptest::option::of(any::<Index>()),
+    ) {
+        let mut file = fixture(&format!("parquet/{}.parquet", if other { "other" } else { "datasets" }));
+        for (at, byte) in bytes {
+            let at = at.index(file.len());
+            file[at] = byte;
+        }
+        for (at, byte) in at_end {
+            let at = file.len() - 1 - at;
+            file[at] = byte;
+        }
+        if let Some(cut) = cut {
+            file.truncate(cut.index(file.len()));
+        }
+        if let Err(error) = Dataset::from_bytes(FILE, &file) {
+            prop_assert!(error.to_string().contains(FILE), "{}", error);
         }
     }
 }

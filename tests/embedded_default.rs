@@ -16,14 +16,15 @@ use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment, Verdic
 use llama_quant::measure::{Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::MIB;
 use llama_quant::record::Record;
+use llama_quant::source::hub::Located;
 use llama_quant::verdict::judge::{Comparison, Difference, comparisons};
 use llama_quant::verdict::stats::Resampling;
 use rstest::rstest;
 
 fn options(turns: Turns) -> Options {
     Options {
-        model: embedded::model().expect("the tiny Llama"),
-        dataset: embedded::dataset().expect("the data set"),
+        model: Located::local(embedded::model().expect("the tiny Llama")),
+        dataset: Located::local(embedded::dataset().expect("the data set")),
         turns,
         scoring: Scoring::LmEval,
         limit: None,

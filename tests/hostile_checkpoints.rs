@@ -325,7 +325,12 @@ fn heads_of_an_odd_width_are_refused() {
 }
 
 #[rstest]
-#[case::another_model(json!({ "model_type": "mistral" }), "model_type", "\"llama\"", "mistral")]
+#[case::another_model(json!({ "model_type": "gemma" }), "model_type", "\"llama\"", "gemma")]
+#[case::a_mistral_with_a_sliding_window(
+    json!({ "model_type": "mistral", "sliding_window": 4096 }), "sliding_window", "null", "4096"
+)]
+#[case::a_vision_tower(json!({ "vision_config": {} }), "vision_config", "text alone", "it")]
+#[case::a_text_model_within_another(json!({ "text_config": {} }), "text_config", "text alone", "it")]
 #[case::a_model_without_a_type(json!({ "model_type": null }), "model_type", "\"llama\"", "nothing")]
 #[case::another_activation(json!({ "hidden_act": "gelu" }), "hidden_act", "\"silu\"", "gelu")]
 #[case::biases_in_attention(json!({ "attention_bias": true }), "attention_bias", "false", "true")]
@@ -343,16 +348,53 @@ fn architectures_other_than_the_plain_llama_are_refused(
 }
 
 #[test]
-fn a_checkpoint_that_is_quantised_already_is_refused() {
-    let fields = json!({ "quantization_config": { "quant_method": "gptq", "bits": 4 } });
+fn a_mistral_without_a_sliding_window_is_read_as_the_llama_that_it_is() {
+    let fields = json!({ "model_type": "mistral", "sliding_window": null });
+    let mistral = read_config(&with(small().config, fields)).expect("a configuration");
+    assert_eq!(
+        mistral,
+        read_config(&small().config).expect("a configuration")
+    );
+}
+
+#[rstest]
+#[case::gptq(json!({ "quant_method": "gptq", "bits": 4 }), "quant_method", "bitsandbytes", "gptq")]
+#[case::awq(json!({ "quant_method": "awq" }), "quant_method", "bitsandbytes", "awq")]
+#[case::fp8(json!({ "quant_method": "fbgemm_fp8" }), "quant_method", "bitsandbytes", "fp8")]
+#[case::nothing_said(json!({}), "quant_method", "bitsandbytes", "nothing")]
+#[case::not_an_object(json!(4), "quant_method", "bitsandbytes", "nothing")]
+#[case::neither_4_nor_8_bits(
+    json!({ "quant_method": "bitsandbytes" }), "load_in_4bit", "one of", "nothing"
+)]
+#[case::both(
+    json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": true }),
+    "load_in_4bit", "one of", "true"
+)]
+#[case::another_code(
+    json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf5" }),
+    "bnb_4bit_quant_type", "nf4", "nf5"
+)]
+#[case::packed_into_another_type(
+    json!({
+        "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_quant_storage": "bfloat16",
+    }),
+    "bnb_4bit_quant_storage", "uint8", "bfloat16"
+)]
+#[case::a_negative_threshold(
+    json!({ "quant_method": "bitsandbytes", "load_in_8bit": true, "llm_int8_threshold": -1 }),
+    "llm_int8_threshold", "at least 0", "-1"
+)]
+fn a_quantisation_that_is_not_known_is_refused_by_name(
+    #[case] quantised: Value,
+    #[case] field: &str,
+    #[case] wanted: &str,
+    #[case] found: &str,
+) {
+    let fields = json!({ "quantization_config": quantised });
     let config = read_config(&with(small().config, fields));
-    let said = [
-        "quantization_config",
-        "F16, BF16 or F32",
-        "\"gptq\"",
-        "unquantised",
-    ];
-    assert_refuses(config, said);
+    let thing = format!("quantization_config.{field}");
+    assert_refuses(config, [&thing, wanted, found, "use the unquantised"]);
 }
 
 #[rstest]

@@ -16,6 +16,7 @@ use llama_quant::measure::{Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::{MIB, model_bytes};
 use llama_quant::record::SCHEMA;
 use llama_quant::source::config::Config;
+use llama_quant::source::hub::Located;
 use serde_json::Value;
 
 /// `path: type` of every field below `value`; the elements of a list are one.
@@ -51,8 +52,8 @@ fn fields(value: &Value, path: &str, found: &mut BTreeSet<String>) {
 fn a_record_has_the_fields_of_its_schema() {
     let dir = tempfile::tempdir().expect("a folder");
     let options = Options {
-        model: embedded::model().expect("the tiny Llama"),
-        dataset: embedded::dataset().expect("the data set"),
+        model: Located::local(embedded::model().expect("the tiny Llama")),
+        dataset: Located::local(embedded::dataset().expect("the data set")),
         turns: Turns::Last,
         scoring: Scoring::LmEval,
         limit: Some(1),

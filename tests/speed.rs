@@ -15,6 +15,7 @@ use llama_quant::measure::bench::{Benched, speed};
 use llama_quant::quant::size::model_bytes;
 use llama_quant::record::{Bench, Plan, Records, Weights};
 use llama_quant::source::config::Config;
+use llama_quant::source::hub::Located;
 use mock::{Call, Mock, Run};
 use refusal::assert_refuses;
 use rstest::rstest;
@@ -211,8 +212,12 @@ fn a_gpu_that_is_not_there_is_refused_by_name() {
 #[test]
 fn a_bench_is_read_back_as_it_was_written_beside_other_records() {
     let dir = tempfile::tempdir().expect("a folder");
-    let benched =
-        Benched::open(Device::Cpu, &small(), Weights::Random { seed: 0 }).expect("a model");
+    let benched = Benched::open(
+        Device::Cpu,
+        &Located::local(small()),
+        Weights::Random { seed: 0 },
+    )
+    .expect("a model");
     let experiment = Experiment::named("bnb_4bit_nf4").expect("an experiment");
     let bench = benched.bench(&experiment, &plan()).expect("a bench");
     let setup = &bench.head.setup;

@@ -6,7 +6,7 @@
 //!   of objects;
 //! - the rows of the hub dataset `EleutherAI/coqa`, which
 //!   lm-evaluation-harness loads, as JSON lines or as one JSON array, whose
-//!   questions and answers are objects of lists.
+//!   questions and answers are objects of lists; or the parquet file of it.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::parquet;
 use crate::error::{Error, Result};
 
 /// A file of stories.
@@ -68,7 +69,11 @@ impl Dataset {
     /// [`Error::Dataset`], as for [`Dataset::open`].
     pub fn from_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<Self> {
         let path = path.as_ref();
-        let rows = rows(path, text(path, bytes)?)?;
+        let rows = if bytes.starts_with(b"PAR1") {
+            numbered(path, parquet::rows(path, bytes)?, "row")
+        } else {
+            rows(path, text(path, bytes)?)?
+        };
         let stories = rows
             .iter()
             .map(|row| story(path, row))
@@ -98,22 +103,12 @@ fn sha256(bytes: &[u8]) -> String {
         })
 }
 
-const CONVERT: &str = "convert it to JSON lines, one story a line";
 const FETCH_AGAIN: &str = "download the file again or repair this place";
 const COMPARE: &str = "compare the story with the published dataset, or remove it";
 
 /// The bytes as text, without a byte order mark.
 fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
     let file = path.display();
-    if bytes.starts_with(b"PAR1") {
-        let wanted = "JSON or JSON lines";
-        return Err(Error::dataset(
-            file.to_string(),
-            wanted,
-            "a parquet file",
-            CONVERT,
-        ));
-    }
     let text = str::from_utf8(bytes).map_err(|cause| {
         let before = &bytes[..cause.valid_up_to()];
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
@@ -134,6 +129,13 @@ struct Row {
     value: Value,
 }
 
+/// The stories, each at its place in the file, counted from 1.
+fn numbered(path: &Path, stories: Vec<Value>, unit: &str) -> Vec<Row> {
+    let places = (1..).map(|number| format!("{} {unit} {number}", path.display()));
+    let rows = places.zip(stories);
+    rows.map(|(place, value)| Row { place, value }).collect()
+}
+
 /// The stories of the file, whatever its layout.
 fn rows(path: &Path, text: &str) -> Result<Vec<Row>> {
     let file = path.display().to_string();
@@ -145,23 +147,16 @@ fn rows(path: &Path, text: &str) -> Result<Vec<Row>> {
             FETCH_AGAIN,
         ));
     }
-    let numbered = |stories: Vec<Value>| {
-        let places = (1..).map(|number| format!("{file} story {number}"));
-        places
-            .zip(stories)
-            .map(|(place, value)| Row { place, value })
-            .collect()
-    };
     match serde_json::from_str(text) {
-        Ok(Value::Array(stories)) => Ok(numbered(stories)),
+        Ok(Value::Array(stories)) => Ok(numbered(path, stories, "story")),
         Ok(Value::Object(mut whole)) => match whole.remove("data") {
-            Some(Value::Array(stories)) => Ok(numbered(stories)),
+            Some(Value::Array(stories)) => Ok(numbered(path, stories, "story")),
             Some(other) => Err(wrong_kind(
                 format!("{file}: `data`"),
                 "a list of stories",
                 &other,
             )),
-            None => Ok(numbered(vec![Value::Object(whole)])),
+            None => Ok(numbered(path, vec![Value::Object(whole)], "story")),
         },
         Ok(other) => Err(wrong_kind(file, "stories", &other)),
         Err(_) if is_json_lines(text) => json_lines(&file, text),

@@ -8,6 +8,7 @@
 //! its [`prediction`] against the [`references`] of the turn.
 
 pub mod dataset;
+mod parquet;
 pub mod prompt;
 pub mod score;
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use half::slice::HalfFloatSliceExt;
 
-use crate::error::Result;
+use super::stored;
+use crate::error::{Error, Result};
 use crate::quant::{Bytes, Compute, Format, Fp16, Weight};
 use crate::source::config::Config;
 use crate::source::origin::{Origin, Weights};
@@ -38,7 +39,8 @@ pub struct Layer {
 
 impl Llama {
     /// Loads the checkpoint folder `dir` and packs each linear as it arrives,
-    /// so that no more than one tensor is ever held unpacked.
+    /// so that no more than one tensor is ever held unpacked. Linears that are
+    /// packed already are taken as they are.
     pub fn load(dir: &Path, format: Format) -> Result<Self> {
         Self::load_from(dir, Weights::Checkpoint, format)
     }
@@ -58,6 +60,9 @@ impl Llama {
         format: Format,
         compute: Compute,
     ) -> Result<Self> {
+        if let (Origin::Stored(checkpoint), Some(quantised)) = (weights, config.quantised) {
+            stored::check_format(checkpoint.folder(), quantised, format)?;
+        }
         let loader = Loader {
             config: &config,
             weights,
@@ -127,6 +132,10 @@ impl Loader<'_> {
         let [q, k, v, o, gate, up, down] = self.config.layer_linears();
         let linear = |(name, rows, columns): (&str, usize, usize)| {
             let name = format!("model.layers.{i}.{name}.weight");
+            if let (Origin::Stored(checkpoint), Some(_)) = (self.weights, self.config.quantised) {
+                let weight = stored::weight(checkpoint, self.format, &name, rows, columns)?;
+                return Ok::<_, Error>(weight.computed_in(self.compute));
+            }
             let values = self.weights.f16(&name, &[rows, columns])?;
             let weight = Weight::pack(self.format, values, rows, columns)?;
             Ok(weight.computed_in(self.compute))

@@ -1,7 +1,7 @@
 //! How fast an engine runs a model. A measurement, not a test: nothing asserts
 //! a time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::environment::{environment, program};
@@ -15,6 +15,7 @@ use crate::record::{
     SCHEMA,
 };
 use crate::source::config::Config;
+use crate::source::hub::Located;
 use crate::source::origin::Weights;
 
 impl Plan {
@@ -102,17 +103,17 @@ pub struct Benched {
 }
 
 impl Benched {
-    /// The model in folder `dir`; random weights need only its `config.json`.
+    /// The model in the folder; random weights need only its `config.json`.
     ///
     /// # Errors
     /// If the folder does not hold a model.
-    pub fn open(device: Device, dir: &Path, weights: Weights) -> Result<Self> {
+    pub fn open(device: Device, located: &Located, weights: Weights) -> Result<Self> {
         Ok(Self {
             device,
             weights,
-            config: Config::open(dir)?,
-            model: model(dir, weights)?,
-            dir: dir.to_path_buf(),
+            config: Config::open(&located.path)?,
+            model: model(located, weights)?,
+            dir: located.path.clone(),
         })
     }
 

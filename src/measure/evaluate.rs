@@ -1,6 +1,7 @@
 //! One experiment on one model and one data set: load, ask, score, write.
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -23,6 +24,7 @@ use crate::record::{
 };
 use crate::source::checkpoint::Checkpoint;
 use crate::source::config::Config;
+use crate::source::hub::Located;
 use crate::source::origin::Weights;
 use crate::source::sha256;
 use crate::source::tokenizer::Tokenizer;
@@ -34,9 +36,9 @@ pub const MAX_NEW_TOKENS: usize = 256;
 #[derive(Debug, Clone)]
 pub struct Options {
     /// A checkpoint folder.
-    pub model: PathBuf,
+    pub model: Located,
     /// A data set file.
-    pub dataset: PathBuf,
+    pub dataset: Located,
     pub turns: Turns,
     pub scoring: Scoring,
     /// Only the first so many stories.
@@ -71,16 +73,17 @@ impl Shared {
     /// # Errors
     /// If one of them is damaged, or there is nothing to ask.
     pub fn open(options: Options) -> Result<Self> {
-        let dataset = Dataset::open(&options.dataset)?;
-        let config = Config::open(&options.model)?;
-        let tokenizer = Tokenizer::open(&options.model, &config)?;
+        let dataset = Dataset::open(&options.dataset.path)?;
+        let config = Config::open(&options.model.path)?;
+        let tokenizer = Tokenizer::open(&options.model.path, &config)?;
         let sha256 = dataset.sha256.clone();
         let questions = Questions::new(&options, dataset, &config, &tokenizer)?;
         let (answer, f1) = coqa::best_constant(&questions.references, options.scoring);
         Ok(Self {
             model: model(&options.model, Weights::Checkpoint)?,
             dataset: record::Dataset {
-                name: file_name(&options.dataset),
+                name: options.dataset.name.clone(),
+                revision: options.dataset.revision.clone(),
                 sha256,
             },
             constant: Constant { answer, f1 },
@@ -119,7 +122,7 @@ impl Shared {
     fn engine(&self, format: Format, compute: Compute, slots: usize) -> Result<Opened> {
         open(Opening {
             device: self.options.device,
-            model: &self.options.model,
+            model: &self.options.model.path,
             weights: Weights::Checkpoint,
             format,
             compute,
@@ -179,7 +182,8 @@ pub fn evaluate(
 }
 
 /// What the name of a folder and the files read from it say of a model.
-pub(super) fn model(dir: &Path, weights: Weights) -> Result<record::Model> {
+pub(super) fn model(located: &Located, weights: Weights) -> Result<record::Model> {
+    let dir = &located.path;
     let config = dir.join("config.json");
     let files = match weights {
         Weights::Random { .. } => vec![config],
@@ -196,15 +200,18 @@ pub(super) fn model(dir: &Path, weights: Weights) -> Result<record::Model> {
         .iter()
         .map(|path| Ok((file_name(path), sha256(path)?)));
     Ok(record::Model {
-        name: file_name(dir),
+        name: located.name.clone(),
+        revision: located.revision.clone(),
         files: sums.collect::<Result<_>>()?,
     })
 }
 
+/// The name that a path is called by: in the cache of the hub a link's name
+/// says what the file is, and its target a checksum.
 fn file_name(path: &Path) -> String {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    path.file_name()
-        .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    let whole = || path.canonicalize().ok()?.file_name().map(OsStr::to_owned);
+    let name = path.file_name().map(OsStr::to_owned).or_else(whole);
+    name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// What the callbacks of a generation need.

@@ -14,8 +14,10 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The weights of a small checkpoint.
+pub(super) const SINGLE: &str = "model.safetensors";
+/// Which file each tensor of a sharded checkpoint lies in.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// An open checkpoint. Opening reads headers only.
 pub struct Checkpoint {
@@ -32,12 +34,54 @@ struct Shard {
     header: Metadata,
 }
 
+/// The file that each tensor lies in, by an index whose file names are plain.
+fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string(index).map_err(|e| Error::io("read", index, e))?;
+    let Index { weight_map } = serde_json::from_str(&text).map_err(|e| {
+        Error::checkpoint(
+            index.display().to_string(),
+            "a JSON object with a weight_map from tensor to file name",
+            e.to_string(),
+            "download the file again",
+        )
+    })?;
+    for name in weight_map.values() {
+        // A shard lies beside its index; a name that leads elsewhere is hostile.
+        let plain = Path::new(name)
+            .file_name()
+            .is_some_and(|n| n == name.as_str());
+        if !plain || name.contains(['\\', ':']) || name.chars().any(char::is_control) {
+            return Err(Error::checkpoint(
+                index.display().to_string(),
+                "file names without folders in weight_map",
+                format!("{name:?}"),
+                "do not use this checkpoint unless you know where it comes from",
+            ));
+        }
+    }
+    Ok(weight_map)
+}
+
+/// The names of the shards that an index speaks of, each once.
+pub(super) fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    Ok(read_index(index)?.into_values().collect())
+}
+
 /// One tensor of the wanted shape, still in the file's bytes.
 pub struct Tensor<'a> {
     name: &'a str,
     file: &'a Path,
     dtype: Source,
     bytes: &'a [u8],
+}
+
+/// A tensor as it is stored, of whatever type and shape.
+pub struct Stored<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    /// Little-endian, row-major, as many as type and shape need.
+    pub bytes: &'a [u8],
+    pub file: &'a Path,
 }
 
 /// The element types that weights are read from.
@@ -87,31 +131,11 @@ impl Checkpoint {
     }
 
     fn open_shards(dir: &Path, index: &Path) -> Result<Self> {
-        let text = fs::read_to_string(index).map_err(|e| Error::io("read", index, e))?;
-        let Index { weight_map } = serde_json::from_str(&text).map_err(|e| {
-            Error::checkpoint(
-                index.display().to_string(),
-                "a JSON object with a weight_map from tensor to file name",
-                e.to_string(),
-                "download the file again",
-            )
-        })?;
+        let weight_map = read_index(index)?;
         let names: BTreeSet<&String> = weight_map.values().collect();
         let mut files = Vec::with_capacity(names.len());
         let mut number = HashMap::new();
         for name in names {
-            // A shard lies beside its index; a name that leads elsewhere is hostile.
-            let plain = Path::new(name)
-                .file_name()
-                .is_some_and(|n| n == name.as_str());
-            if !plain {
-                return Err(Error::checkpoint(
-                    index.display().to_string(),
-                    "file names without folders in weight_map",
-                    format!("{name:?}"),
-                    "do not use this checkpoint unless you know where it comes from",
-                ));
-            }
             let path = dir.join(name);
             if !path.is_file() {
                 return Err(Error::checkpoint(
@@ -145,30 +169,44 @@ impl Checkpoint {
         self.files.iter().map(|shard| shard.path.as_path())
     }
 
+    /// Where the weight files lie.
+    pub fn folder(&self) -> &Path {
+        let first = self.files.first().and_then(|shard| shard.path.parent());
+        first.unwrap_or(Path::new("."))
+    }
+
     /// Whether a tensor of this name is stored.
     pub fn contains(&self, name: &str) -> bool {
         self.place.contains_key(name)
     }
 
+    /// The tensor `name` as it is stored; none if there is no such tensor.
+    pub fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        let shard = &self.files[*self.place.get(name)?];
+        let info = shard.header.info(name)?;
+        let (start, end) = info.data_offsets;
+        Some(Stored {
+            dtype: info.dtype,
+            shape: &info.shape,
+            bytes: &shard.bytes[shard.data_start + start..shard.data_start + end],
+            file: &shard.path,
+        })
+    }
+
     /// The tensor `name`, which must have `shape` and a floating type.
     pub fn tensor<'a>(&'a self, name: &'a str, shape: &[usize]) -> Result<Tensor<'a>> {
-        let shard = match self.place.get(name) {
-            Some(&at) => &self.files[at],
-            None => return Err(self.missing(name, shape)),
+        let Some(stored) = self.stored(name) else {
+            return Err(self.missing(name, shape));
         };
-        let info = shard
-            .header
-            .info(name)
-            .expect("opening checked that the file holds the name");
-        if info.shape != shape {
+        if stored.shape != shape {
             return Err(Error::checkpoint(
                 name,
                 format!("{shape:?}"),
-                format!("{:?} in {}", info.shape, shard.path.display()),
+                format!("{:?} in {}", stored.shape, stored.file.display()),
                 "check that config.json belongs to these weights",
             ));
         }
-        let dtype = match info.dtype {
+        let dtype = match stored.dtype {
             Dtype::F16 => Source::F16,
             Dtype::BF16 => Source::Bf16,
             Dtype::F32 => Source::F32,
@@ -176,21 +214,21 @@ impl Checkpoint {
                 return Err(Error::checkpoint(
                     name,
                     "type F16, BF16 or F32",
-                    format!("{other:?} in {}", shard.path.display()),
+                    format!("{other:?} in {}", stored.file.display()),
                     "use the unquantised checkpoint; this program quantises while it loads",
                 ));
             }
         };
-        let (start, end) = info.data_offsets;
         Ok(Tensor {
             name,
-            file: &shard.path,
+            file: stored.file,
             dtype,
-            bytes: &shard.bytes[shard.data_start + start..shard.data_start + end],
+            bytes: stored.bytes,
         })
     }
 
-    fn missing(&self, name: &str, shape: &[usize]) -> Error {
+    /// What is said where a tensor is not stored.
+    pub fn missing(&self, name: &str, shape: &[usize]) -> Error {
         let last = name.rsplit('.').nth(1).unwrap_or(name);
         let mut near: Vec<&str> = self
             .place

@@ -20,6 +20,16 @@ pub struct Llama3Scaling {
     pub original_context: usize,
 }
 
+/// How bitsandbytes packed the linears of a checkpoint before it was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantised {
+    /// NF4, or else FP4.
+    Bits4 { nf4: bool, double_quant: bool },
+    /// LLM.int8(); activations of magnitude `threshold` or more are outliers.
+    Int8 { threshold: f32 },
+}
+
 /// The shape of a Llama, checked: every number is usable as it stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +53,9 @@ pub struct Config {
     pub bos: Option<u32>,
     /// Any of these ends a generation.
     pub eos: Vec<u32>,
+    /// None if weights are in F16, BF16 or F32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantised: Option<Quantised>,
 }
 
 /// The fields of the file that are read, before they are checked.
@@ -67,6 +80,9 @@ struct Raw {
     mlp_bias: Option<bool>,
     sliding_window: Option<Value>,
     quantization_config: Option<Value>,
+    vision_config: Option<Value>,
+    audio_config: Option<Value>,
+    text_config: Option<Value>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<OneOrMore>,
 }
@@ -231,14 +247,19 @@ impl Reader {
                 Some(OneOrMore::One(id)) => vec![id],
                 Some(OneOrMore::More(ids)) => ids,
             },
+            quantised: match raw.quantization_config.as_ref().filter(|v| !v.is_null()) {
+                Some(value) => Some(self.quantised(value)?),
+                None => None,
+            },
         })
     }
 
     fn refuse_other_architectures(&self, raw: &Raw) -> Result<()> {
         let remedy = "use a checkpoint of the plain Llama architecture";
-        if raw.model_type.as_deref() != Some("llama") {
+        // A Mistral without a sliding window computes what a Llama does.
+        if !matches!(raw.model_type.as_deref(), Some("llama" | "mistral")) {
             let found = format!("{:?}", raw.model_type.as_deref().unwrap_or("nothing"));
-            return Err(self.refuse("model_type", "\"llama\"", found, remedy));
+            return Err(self.refuse("model_type", "\"llama\" or \"mistral\"", found, remedy));
         }
         if let Some(act) = raw.hidden_act.as_deref().filter(|&act| act != "silu") {
             return Err(self.refuse("hidden_act", "\"silu\"", format!("{act:?}"), remedy));
@@ -254,15 +275,69 @@ impl Reader {
         if let Some(window) = raw.sliding_window.as_ref().filter(|w| !w.is_null()) {
             return Err(self.refuse("sliding_window", "null", window.to_string(), remedy));
         }
-        if let Some(quantised) = &raw.quantization_config {
-            return Err(self.refuse(
-                "quantization_config",
-                "no such field: weights in F16, BF16 or F32",
-                format!("quant_method {}", quantised["quant_method"]),
-                "use the unquantised checkpoint; this program quantises while it loads",
-            ));
+        let towers = ["vision_config", "audio_config", "text_config"];
+        let towers = towers
+            .iter()
+            .zip([&raw.vision_config, &raw.audio_config, &raw.text_config]);
+        for (field, value) in towers {
+            if value.as_ref().is_some_and(|v| !v.is_null()) {
+                return Err(self.refuse(
+                    field,
+                    "no such field: a model of text alone",
+                    "it",
+                    remedy,
+                ));
+            }
         }
         Ok(())
+    }
+
+    /// The fields that transformers writes for bitsandbytes.
+    fn quantised(&self, value: &Value) -> Result<Quantised> {
+        let unquantised = "use the unquantised checkpoint; this program quantises while it loads";
+        let refuse = |field: &str, wanted: &str| {
+            let thing = format!("quantization_config.{field}");
+            let found = match &value[field] {
+                Value::Null => "nothing".to_owned(),
+                other => other.to_string().chars().take(80).collect(),
+            };
+            Err(self.refuse(&thing, wanted, found, unquantised))
+        };
+        if !matches!(value["quant_method"].as_str(), Some("bitsandbytes")) {
+            return refuse("quant_method", "\"bitsandbytes\"");
+        }
+        let is_on = |field: &str| value[field].as_bool().unwrap_or(false);
+        match (is_on("load_in_4bit"), is_on("load_in_8bit")) {
+            (true, false) => {
+                if !matches!(&value["bnb_4bit_quant_storage"], Value::Null)
+                    && value["bnb_4bit_quant_storage"] != "uint8"
+                {
+                    return refuse("bnb_4bit_quant_storage", "\"uint8\"");
+                }
+                Ok(Quantised::Bits4 {
+                    nf4: match value["bnb_4bit_quant_type"].as_str() {
+                        Some("nf4") => true,
+                        Some("fp4") => false,
+                        _ => return refuse("bnb_4bit_quant_type", "\"nf4\" or \"fp4\""),
+                    },
+                    double_quant: is_on("bnb_4bit_use_double_quant"),
+                })
+            }
+            (false, true) => {
+                let threshold = match &value["llm_int8_threshold"] {
+                    Value::Null => Some(6.0),
+                    given => given.as_f64(),
+                };
+                match threshold
+                    .map(|t| t as f32)
+                    .filter(|t| *t >= 0.0 && t.is_finite())
+                {
+                    Some(threshold) => Ok(Quantised::Int8 { threshold }),
+                    None => refuse("llm_int8_threshold", "a number of at least 0"),
+                }
+            }
+            _ => refuse("load_in_4bit", "one of load_in_4bit and load_in_8bit"),
+        }
     }
 
     fn scaling(&self, rope: &RawRope) -> Result<Option<Llama3Scaling>> {

@@ -2,10 +2,11 @@
 //! tokenizer. After this room no one asks again whether a tensor has the right
 //! shape or a file is whole.
 //!
-//! May enter: files. Nothing here knows how weights are packed or used.
+//! May enter: files and, through the hub, the network. Nothing here knows how weights are packed or used.
 
 pub mod checkpoint;
 pub mod config;
+pub mod hub;
 pub mod origin;
 pub mod tokenizer;
 

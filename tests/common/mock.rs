@@ -1,6 +1,8 @@
 //! A decoder without a model: the next token is a function of all tokens so
 //! far, so that a wrong cache shows in what is generated.
 
+#![allow(dead_code)] // Not every test file needs all of it.
+
 use llama_quant::Result;
 use llama_quant::engine::decoder::check;
 use llama_quant::engine::{Decoder, Segment};

@@ -81,10 +81,12 @@ fn record(recipe: &Recipe, name: &str) -> Record {
         format: experiment.format,
         compute: Compute::F16,
         model: Model {
+            revision: None,
             name: recipe.model.to_owned(),
             files: BTreeMap::from([("config.json".to_owned(), format!("{seed:064x}"))]),
         },
         dataset: Dataset {
+            revision: None,
             name: "toy.jsonl".to_owned(),
             sha256: format!("{:064x}", seed + 1),
         },
@@ -176,6 +178,7 @@ fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
         model: head.setup.model,
         weights: Weights::Random { seed: 0 },
         config: Config {
+            quantised: None,
             vocab: 1000,
             hidden: 64,
             intermediate: 128,
