@@ -89,6 +89,9 @@ pub struct CompareArguments {
     /// ending after the first line; slower, same scores
     #[arg(long)]
     reference_stop: bool,
+    /// Do not measure speed
+    #[arg(long)]
+    no_speed: bool,
     /// Seed of the bootstrap
     #[arg(long, value_name = "N", default_value_t = SEED)]
     seed: u64,
@@ -182,6 +185,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
         bos: !arguments.no_bos,
         first_line: !arguments.reference_stop,
         device: arguments.device,
+        speed: !arguments.no_speed,
         out: folder(arguments.out.as_ref(), arguments.device),
     };
     let mut shared = Shared::open(options)?;

@@ -72,6 +72,33 @@ fn a_comparison_prints_one_table_and_writes_one_record_a_format() {
 }
 
 #[test]
+fn without_speed_a_record_has_the_same_items_and_no_times_of_steps() {
+    let dir = tempdir().expect("a folder");
+    let one = |out: &str, options: &[&str]| {
+        let arguments = [
+            "compare",
+            "--limit",
+            "1",
+            "--experiment",
+            "bnb_8bit",
+            "--out",
+            out,
+        ];
+        let output = run(dir.path(), &[&arguments[..], options].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let path = &files(&dir.path().join(out), "json")[0];
+        Record::open(path).expect("a whole record")
+    };
+    let (with, without) = (one("with", &[]), one("without", &["--no-speed"]));
+    assert_eq!(with.head.key, without.head.key);
+    assert_eq!(
+        (&with.items, &with.forced),
+        (&without.items, &without.forced)
+    );
+    assert!(with.samples.speed.is_some() && without.samples.speed.is_none());
+}
+
+#[test]
 fn a_finished_experiment_is_not_run_again() {
     let dir = tempdir().expect("a folder");
     let arguments = [

@@ -31,6 +31,7 @@ fn options(turns: Turns) -> Options {
         bos: true,
         first_line: true,
         device: Device::Cpu,
+        speed: false,
         out: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("embedded-records"),
     }
 }

@@ -60,6 +60,7 @@ fn a_record_has_the_fields_of_its_schema() {
         bos: true,
         first_line: true,
         device: Device::Cpu,
+        speed: true,
         out: dir.path().to_owned(),
     };
     let experiment = Experiment::named("bnb_4bit_nf4").expect("an experiment");

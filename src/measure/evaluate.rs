@@ -50,6 +50,8 @@ pub struct Options {
     pub first_line: bool,
     /// What runs the model.
     pub device: Device,
+    /// Whether speed is measured as well.
+    pub speed: bool,
     /// Folder that the record goes to.
     pub out: PathBuf,
 }
@@ -174,10 +176,12 @@ pub fn evaluate(
     asked?;
     let evaluate_seconds = start.elapsed().as_secs_f64();
     let plan = Plan::short(device).within(slots, decoder.context());
+    let wanted = shared.options.speed;
+    let speed = wanted.then(|| speed(decoder.as_mut(), device, &plan));
     writer.finish(Samples {
         load_seconds,
         evaluate_seconds,
-        speed: Some(speed(decoder.as_mut(), device, &plan)?),
+        speed: speed.transpose()?,
     })
 }
 

@@ -101,8 +101,23 @@ pub fn shares(shares: &[Share], limit: &str) -> Result<Picture> {
     let above = SMALL + 40;
     let bottom = above + ROW * shares.len() as i32;
     picture((bottom + 10) as u32, |area| {
-        for (from, to) in [(0.0, GRID), (1.0, MUTED)].map(|(at, colour)| (x(at), colour)) {
-            stroke(area, (from, above - 6), (from, bottom), to.stroke_width(3))?;
+        let line = |at: f64, colour: RGBColor| {
+            let ends = [above - 6, bottom].map(|y| (x(at), y));
+            stroke(area, ends[0], ends[1], colour.stroke_width(3))
+        };
+        line(0.0, GRID)?;
+        for (i, share) in shares.iter().enumerate() {
+            let y = above + i as i32 * ROW + ROW / 2;
+            let side = (HPos::Left, VPos::Center);
+            write(area, &share.name, (20, y), TEXT, INK, side)?;
+            bar(area, (left, x(share.share)), y, share.colour.mix(1.0))?;
+        }
+        // Across the bars, and below the notes, so that both can be read.
+        line(1.0, MUTED)?;
+        for (i, share) in shares.iter().enumerate() {
+            let y = above + i as i32 * ROW + (ROW + SMALL) / 2;
+            let end = (x(share.share) + 14, y);
+            write_over(area, &share.note, end, SMALL, INK, HPos::Left)?;
         }
         // On the left of the line, unless shares far above it leave no room.
         let left_of_line = x(1.0) > text_width(limit, SMALL) + 20;
@@ -112,16 +127,7 @@ pub fn shares(shares: &[Share], limit: &str) -> Result<Picture> {
             HPos::Left
         };
         let at = (x(1.0), above - 16);
-        write(area, limit, at, SMALL, MUTED, (side, VPos::Bottom))?;
-        for (i, share) in shares.iter().enumerate() {
-            let y = above + i as i32 * ROW + ROW / 2;
-            let side = (HPos::Left, VPos::Center);
-            write(area, &share.name, (20, y), TEXT, INK, side)?;
-            bar(area, (left, x(share.share)), y, share.colour.mix(1.0))?;
-            let end = (x(share.share) + 14, y + SMALL / 2);
-            write_over(area, &share.note, end, SMALL, INK, HPos::Left)?;
-        }
-        Ok(())
+        write(area, limit, at, SMALL, MUTED, (side, VPos::Bottom))
     })
 }
 
