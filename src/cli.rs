@@ -11,7 +11,7 @@ use llama_quant::engine::Device;
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment};
 use llama_quant::measure::bench::Benched;
 use llama_quant::measure::environment::today;
-use llama_quant::measure::{Options, Shared, embedded, evaluate};
+use llama_quant::measure::{self, Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::{MIB, model_bytes};
 use llama_quant::record::Plan;
 use llama_quant::source::config::Config;
@@ -44,6 +44,8 @@ pub enum Command {
     Report(ReportArguments),
     /// Download a model or a data set into the cache, for machines without network
     Fetch(FetchArguments),
+    /// Write a checkpoint of random weights, for other programs to load
+    Synth(SynthArguments),
     /// Print the size of a model in every format, from its config.json alone
     Size(SizeArguments),
 }
@@ -151,6 +153,19 @@ pub struct FetchArguments {
     /// How often a request is sent again that fails in passing
     #[arg(long, value_name = "N", default_value_t = 4)]
     retries: u32,
+}
+
+#[derive(Args)]
+pub struct SynthArguments {
+    /// Folder with the config.json that gives the shape
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// random[:SEED]
+    #[arg(long, default_value = "random")]
+    weights: Weights,
+    /// Folder to write to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -412,6 +427,21 @@ pub fn fetch(arguments: &FetchArguments) -> Result<()> {
     println!("\nOn a machine without network, with this folder copied or mounted there:\n");
     println!("export HF_HUB_CACHE={}", cache.display());
     println!("export HF_HUB_OFFLINE=1\n{command}");
+    Ok(())
+}
+
+/// Writes a checkpoint of random weights.
+pub fn synth(arguments: &SynthArguments) -> Result<()> {
+    let Weights::Random { seed } = arguments.weights else {
+        return Err(Error::usage(
+            "--weights",
+            "random or random:SEED",
+            "checkpoint",
+            "name a seed; a checkpoint is there already",
+        ));
+    };
+    let path = measure::synth::synth(&arguments.model, seed, &arguments.out)?;
+    println!("{}", path.display());
     Ok(())
 }
 

@@ -20,6 +20,9 @@ pub struct Experiment {
     /// Sequences run together on the CPU; on a GPU [`GPU_FACTOR`] times as many. It changes no bit of any result; the control
     /// runs the baseline's format with another number to show it.
     pub slots: usize,
+    /// The least share of a GPU's measured copy bandwidth that decoding one
+    /// sequence with weights in its memory must reach.
+    pub bandwidth_share: f64,
     /// Part of the comparison that runs when nothing is asked for.
     pub default: bool,
 }
@@ -41,6 +44,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::Fp16,
         compute: Compute::F16,
         slots: 16,
+        bandwidth_share: 0.45,
         default: true,
     },
     Experiment {
@@ -48,6 +52,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::Fp16,
         compute: Compute::F16,
         slots: 5,
+        bandwidth_share: 0.45,
         default: true,
     },
     Experiment {
@@ -55,6 +60,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::Int8 { threshold: 6.0 },
         compute: Compute::F16,
         slots: 16,
+        bandwidth_share: 0.35,
         default: true,
     },
     Experiment {
@@ -62,6 +68,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Nf4, true),
         compute: Compute::F16,
         slots: 16,
+        bandwidth_share: 0.28,
         default: true,
     },
     Experiment {
@@ -69,6 +76,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Fp4, true),
         compute: Compute::F16,
         slots: 16,
+        bandwidth_share: 0.28,
         default: true,
     },
     Experiment {
@@ -76,6 +84,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Nf4, false),
         compute: Compute::F16,
         slots: 16,
+        bandwidth_share: 0.28,
         default: false,
     },
     Experiment {
@@ -83,6 +92,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Nf4, true),
         compute: Compute::Bf16,
         slots: 16,
+        bandwidth_share: 0.28,
         default: false,
     },
 ];
@@ -158,15 +168,17 @@ pub struct Expected {
 
 /// The verdicts expected of whole data sets. What a tiny model loses to FP4 is
 /// a finding, not a broken build.
-pub const EXPECTED: [Expected; 8] = [
+pub const EXPECTED: [Expected; 10] = [
     embedded(Turns::Last, "bnb_8bit", Verdict::Pass),
     embedded(Turns::Last, "bnb_4bit_nf4", Verdict::Pass),
     embedded(Turns::Last, "bnb_4bit_fp4", Verdict::Pass),
     embedded(Turns::Last, "bnb_4bit_nf4_no_double", Verdict::Pass),
+    embedded(Turns::Last, "bnb_4bit_nf4_bf16", Verdict::Pass),
     embedded(Turns::All, "bnb_8bit", Verdict::Pass),
     embedded(Turns::All, "bnb_4bit_nf4", Verdict::Pass),
     embedded(Turns::All, "bnb_4bit_fp4", Verdict::Inconclusive),
     embedded(Turns::All, "bnb_4bit_nf4_no_double", Verdict::Pass),
+    embedded(Turns::All, "bnb_4bit_nf4_bf16", Verdict::Pass),
 ];
 
 /// A row for the model and the data set that ship with the project.

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         cli::Command::Bench(arguments) => cli::bench(&arguments),
         cli::Command::Report(arguments) => cli::report(&arguments),
         cli::Command::Fetch(arguments) => cli::fetch(&arguments),
+        cli::Command::Synth(arguments) => cli::synth(&arguments),
         cli::Command::Size(arguments) => cli::size(&arguments),
     };
     match outcome {

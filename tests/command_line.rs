@@ -57,7 +57,7 @@ fn a_comparison_prints_one_table_and_writes_one_record_a_format() {
     assert!(stdout.contains("3 questions on 3 stories (turns last), scoring lm_eval, BOS on"));
     assert!(stdout.contains("noise floor"));
     let records = files(&dir.path().join("reports/records"), "json");
-    assert_eq!(records.len(), 5, "{records:?}");
+    assert_eq!(records.len(), 6, "{records:?}");
     for path in records {
         let name = path
             .file_name()
@@ -212,17 +212,27 @@ fn a_bench_prints_a_line_and_writes_a_record_a_format_and_the_report_takes_them(
     let stdout = text(&output.stdout);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let records = files(dir.path(), "json");
-    assert_eq!(records.len(), 5, "{records:?}");
-    for (name, path) in ["FP4", "NF4", "NF4, no double quant", "INT8", "FP16"]
-        .into_iter()
-        .zip(records)
+    assert_eq!(records.len(), 6, "{records:?}");
+    for (name, path) in [
+        "FP4",
+        "NF4",
+        "NF4, BF16",
+        "NF4, no double quant",
+        "INT8",
+        "FP16",
+    ]
+    .into_iter()
+    .zip(records)
     {
         let bench = Bench::open(&path).expect("a whole record");
         let lines = stdout
             .lines()
             .filter(|line| line.trim_start().starts_with(&format!("{name}  ")));
         assert_eq!(lines.count(), 1, "one line for {name} in\n{stdout}");
-        assert_eq!(bench.head.setup.format.to_string(), name);
+        assert_eq!(
+            bench.head.setup.format.label(bench.head.setup.compute),
+            name
+        );
         let file = path.file_name().expect("a name").to_string_lossy();
         assert!(stdout.contains(&*file), "{file} is named in\n{stdout}");
         let batches: Vec<usize> = bench.speed.decode.iter().map(|d| d.sequences).collect();
@@ -231,7 +241,7 @@ fn a_bench_prints_a_line_and_writes_a_record_a_format_and_the_report_takes_them(
     // A second run replaces what it measures anew.
     let once = [&arguments[..], &["--experiment", "bnb_8bit"]].concat();
     assert!(run(dir.path(), &once).status.success());
-    assert_eq!(files(dir.path(), "json").len(), 5);
+    assert_eq!(files(dir.path(), "json").len(), 6);
     let output = run(dir.path(), &["report"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let report = fs::read_to_string(dir.path().join("reports/REPORT.md")).expect("a report");

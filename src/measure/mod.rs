@@ -9,5 +9,6 @@ pub mod environment;
 pub mod evaluate;
 pub mod forced;
 pub mod questions;
+pub mod synth;
 
 pub use evaluate::{Options, Shared, evaluate};

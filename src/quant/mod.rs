@@ -64,6 +64,16 @@ impl Format {
         }
     }
 
+    /// The name of the format with what its weights are multiplied in, if that
+    /// is not FP16.
+    pub fn label(self, compute: Compute) -> String {
+        match compute {
+            Compute::F16 => self.to_string(),
+            Compute::Bf16 => format!("{self}, BF16"),
+            Compute::F32 => format!("{self}, F32"),
+        }
+    }
+
     /// Refuses block sizes and thresholds that the formats do not have.
     pub fn check(self) -> Result<Self> {
         match self {

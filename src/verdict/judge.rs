@@ -10,7 +10,7 @@ use super::stats::{
 };
 use crate::error::{Error, Result};
 use crate::experiment::{BASELINE, CONTROL, Verdict, expected, margin};
-use crate::quant::{Bytes, Format};
+use crate::quant::{Bytes, Compute, Format};
 use crate::record::{Dataset, Forced, Item, Model, Record, Task};
 
 /// Chance of calling a format that loses the margin "not worse".
@@ -50,6 +50,7 @@ pub struct Mean {
 pub struct Row {
     pub experiment: String,
     pub format: Format,
+    pub compute: Compute,
     pub slots: usize,
     pub f1: Mean,
     pub em: Mean,
@@ -235,6 +236,7 @@ fn row(record: &Record, baseline: Option<&Record>, resampling: Resampling) -> Re
     Ok(Row {
         experiment: setup.experiment.clone(),
         format: setup.format,
+        compute: setup.compute,
         slots: setup.slots,
         f1: mean(|item| item.f1)?,
         em: mean(|item| item.em)?,
@@ -276,7 +278,7 @@ fn difference(baseline: &Record, record: &Record, resampling: Resampling) -> Res
         Judged {
             verdict,
             expected: expected_of(record),
-            sentence: sentence(setup.format, &paired, margin, verdict),
+            sentence: sentence(&setup.format.label(setup.compute), &paired, margin, verdict),
         }
     });
     Ok(Difference {
@@ -352,7 +354,7 @@ fn verdict(paired: &Paired, non_inferiority: Option<NonInferiority>) -> Verdict 
     }
 }
 
-fn sentence(format: Format, paired: &Paired, margin: f64, verdict: Verdict) -> String {
+fn sentence(format: &str, paired: &Paired, margin: f64, verdict: Verdict) -> String {
     let points = 100.0 * paired.mean_difference;
     let direction = if points.abs() < 0.05 {
         "scores the same as FP16".to_owned()

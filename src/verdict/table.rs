@@ -102,7 +102,7 @@ fn cells(row: &Row) -> [String; 10] {
     }
     let single = row.speed.as_ref().and_then(|s| s.single.as_ref());
     [
-        row.format.to_string(),
+        row.format.label(row.compute),
         with_limits(
             Unit::Score,
             row.f1.value,
@@ -162,7 +162,7 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
         .set_header(header);
     for (bench, speed) in benches.iter().zip(&speeds) {
         let mut row = vec![
-            bench.head.setup.format.to_string(),
+            bench.head.setup.format.label(bench.head.setup.compute),
             Unit::Seconds.print(bench.load_seconds),
         ];
         let prefills = speed.prefill.iter();

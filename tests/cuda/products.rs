@@ -53,7 +53,8 @@ fn products_agree_with_f64_and_do_not_depend_on_the_number_of_tokens(
     let kernels = Kernels::load(&card, &needed).expect("the kernels");
     let tables = Tables::new(&card).expect("tables");
     let origin = Origin::Random { seed: 2 };
-    let packer = Packer::new(&card, &kernels, &tables, &origin, rows * columns).expect("staging");
+    let packer =
+        Packer::new(&card, &kernels, &tables, &origin, false, rows * columns).expect("staging");
     let linear = packer
         .pack(format, compute, &[("w", rows)], columns, false)
         .expect("a weight");

@@ -44,7 +44,7 @@ fn pack(
         .map(|m| m.1 * columns)
         .max()
         .expect("a matrix");
-    let packer = Packer::new(card, &kernels, &tables, weights, largest).expect("staging");
+    let packer = Packer::new(card, &kernels, &tables, weights, false, largest).expect("staging");
     packer
         .pack(format, Compute::F16, matrices, columns, interleaved)
         .expect("a packed weight")

@@ -6,12 +6,14 @@ use half::f16;
 
 use super::card::{Arguments, Buffer, Card, Kernel, Plain};
 use super::kernels::Kernels;
+use crate::engine::stored;
 use crate::error::{Error, Result};
 use crate::quant::bnb4::{Absmax, Bnb4, NESTED_BLOCK};
 use crate::quant::codebook::{
     DYNAMIC_MAP, DYNAMIC_THRESHOLDS, FP4, FP4_THRESHOLDS, NF4, NF4_THRESHOLDS,
 };
-use crate::quant::{Bytes, Code4, Compute, Format, Int8};
+use crate::quant::{Bytes, Code4, Compute, Format, Int8, Weight};
+use crate::source::checkpoint::Checkpoint;
 use crate::source::origin::{Origin, random_scale, random_start};
 
 /// Rows of one tensor-core tile.
@@ -130,6 +132,8 @@ pub struct Packer<'a> {
     kernels: &'a Kernels,
     tables: &'a Tables,
     weights: &'a Origin,
+    /// Whether the checkpoint's linears are packed already.
+    packed: bool,
     /// As stored, before conversion.
     raw: Buffer,
     /// FP16, row-major.
@@ -143,12 +147,14 @@ pub struct Packer<'a> {
 
 impl<'a> Packer<'a> {
     /// Room for matrices of at most `elements` numbers; larger ones go in pieces
-    /// of whole tiles where their format allows.
+    /// of whole tiles where their format allows. `packed` if the checkpoint's
+    /// linears are packed already.
     pub fn new(
         card: &'a Card,
         kernels: &'a Kernels,
         tables: &'a Tables,
         weights: &'a Origin,
+        packed: bool,
         elements: usize,
     ) -> Result<Self> {
         let blocks = elements.div_ceil(COLUMN_STEP);
@@ -161,6 +167,7 @@ impl<'a> Packer<'a> {
             kernels,
             tables,
             weights,
+            packed,
             raw: card.zeros("staging of weights", stored)?,
             plain: card.zeros("staging of weights", 2 * elements)?,
             absmax: card.zeros("staging of absmax values", 4 * blocks)?,
@@ -233,10 +240,88 @@ impl<'a> Packer<'a> {
             row_absmax,
             state,
         };
+        if let (Origin::Stored(checkpoint), true) = (self.weights, self.packed) {
+            if format != Format::Fp16 {
+                self.take_packed(&linear, checkpoint, format, matrices)?;
+                return Ok(linear);
+            }
+        }
         for (i, &(name, rows)) in matrices.iter().enumerate() {
             self.pack_part(&linear, i, name, rows)?;
         }
         Ok(linear)
+    }
+
+    /// Linears that bitsandbytes packed before the checkpoint was saved: laid
+    /// out on the host, copied as they are.
+    fn take_packed(
+        &self,
+        linear: &Linear,
+        checkpoint: &Checkpoint,
+        format: Format,
+        matrices: &[Named<'_>],
+    ) -> Result<()> {
+        let columns = linear.columns;
+        let mut tiles = vec![0_u8; linear.weight.bytes()];
+        let mut row_absmax = vec![0.0_f32; linear.rows.next_multiple_of(TILE_ROWS)];
+        for (i, &(name, rows)) in matrices.iter().enumerate() {
+            match stored::weight(checkpoint, format, name, rows, columns)? {
+                Weight::Bnb4(weight) => {
+                    for row in 0..rows {
+                        for k in (0..columns).step_by(2) {
+                            let byte = weight.packed[(row * columns + k) / 2];
+                            tiles[at_4bit(linear.packed_row(i, row), k, columns)] =
+                                byte.rotate_left(4);
+                        }
+                    }
+                    self.copy_absmax(&linear.state[i], &weight.absmax)?;
+                }
+                Weight::Int8(weight) => {
+                    for row in 0..rows {
+                        let packed = linear.packed_row(i, row);
+                        row_absmax[packed] = weight.row_absmax[row];
+                        for k in 0..columns {
+                            tiles[at_int8(packed, k, columns)] =
+                                weight.codes[row * columns + k].cast_unsigned();
+                        }
+                    }
+                }
+                Weight::Fp16(_) => unreachable!("a packed weight has a packed format"),
+            }
+        }
+        self.card.upload(&linear.weight, 0, &tiles)?;
+        if let Some(buffer) = &linear.row_absmax {
+            self.card.upload(buffer, 0, &row_absmax)?;
+        }
+        Ok(())
+    }
+
+    fn copy_absmax(&self, state: &PartState, absmax: &Absmax) -> Result<()> {
+        match (
+            absmax,
+            &state.plain,
+            &state.codes,
+            &state.nested,
+            &state.offset,
+        ) {
+            (Absmax::Plain(values), Some(plain), ..) => self.card.upload(plain, 0, values),
+            (
+                Absmax::Double {
+                    codes,
+                    nested_absmax,
+                    offset,
+                },
+                None,
+                Some(to_codes),
+                Some(to_nested),
+                Some(to_offset),
+            ) => {
+                self.card.upload(to_codes, 0, codes)?;
+                self.card.upload(to_nested, 0, nested_absmax)?;
+                self.card.upload(to_offset, 0, &[*offset])
+            }
+            _ => unreachable!("opening checked that double quantisation is as asked for"),
+        }
     }
 
     /// Room for the absmax values of a part. The kernels read whole tiles, so

@@ -7,6 +7,7 @@ use super::kernels::Kernels;
 use super::linear::{COLUMN_STEP, Linear, Packer, TILE_ROWS, Tables};
 use crate::engine::llama::table_names;
 use crate::engine::math::Rope;
+use crate::engine::stored;
 use crate::error::{Error, Result};
 use crate::quant::{Bytes, Compute, Format};
 use crate::source::config::Config;
@@ -94,7 +95,11 @@ impl Model {
         let largest = linears.iter().map(|&(_, rows, columns)| rows * columns);
         let table = config.vocab * config.hidden;
         let room = largest.max().unwrap_or_default().max(table.min(PIECE));
-        let packer = Packer::new(card, kernels, &tables, weights, room)?;
+        let packed = config.quantised.is_some();
+        if let (Origin::Stored(checkpoint), Some(quantised)) = (weights, config.quantised) {
+            stored::check_format(checkpoint.folder(), quantised, format)?;
+        }
+        let packer = Packer::new(card, kernels, &tables, weights, packed, room)?;
         let (embedding, head) = table_names(&config, weights);
         let plain = |name: &str| {
             let matrix = [(name, config.vocab)];

@@ -1,6 +1,6 @@
 //! Which findings go into which picture. None is drawn from nothing.
 
-use super::findings::{Duel, Entry, Findings, Group, Run, Speeds};
+use super::findings::{AGAIN, Duel, Entry, Findings, Group, Run, Speeds};
 use crate::error::Result;
 use crate::experiment::CONTROL;
 use crate::quant::Format;
@@ -281,10 +281,8 @@ pub(super) fn bandwidth(speeds: &Speeds) -> Result<Option<Picture>> {
 
 /// Each format once: without the control, which is the baseline's again.
 fn formats_of(speeds: &Speeds) -> impl Iterator<Item = &Run> {
-    let runs = speeds.runs.iter().enumerate();
-    let again = |i: usize, run: &Run| speeds.runs[..i].iter().any(|r| r.format == run.format);
-    runs.filter(move |(i, run)| !again(*i, run))
-        .map(|(_, run)| run)
+    let runs = speeds.runs.iter();
+    runs.filter(|run| !run.name.ends_with(AGAIN))
 }
 
 /// Divergence on a logarithmic axis: its mean, and its tail up to the 99th

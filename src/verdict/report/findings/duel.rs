@@ -83,7 +83,7 @@ pub(super) fn duel(a: &Record, b: &Record, resampling: Resampling) -> Result<Due
     let mut changed: Vec<(&Item, &Item)> = pairs().filter(differ).collect();
     changed.sort_by(|x, y| loss(y).total_cmp(&loss(x)));
     let contender = |record: &Record| Contender {
-        name: record.head.setup.format.to_string(),
+        name: record.head.setup.format.label(record.head.setup.compute),
         format: record.head.setup.format,
     };
     let differences = pairs().map(|(a, b)| a.f1 - b.f1);

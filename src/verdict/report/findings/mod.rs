@@ -143,12 +143,15 @@ fn group(records: &[&Record], resampling: Resampling) -> Result<Group> {
     })
 }
 
+/// What the name of the control's row ends with.
+pub(super) const AGAIN: &str = ", again";
+
 fn entry(record: &Record, row: &Row) -> Entry {
     Entry {
         name: if row.experiment == CONTROL {
-            format!("{}, again", row.format)
+            format!("{}{AGAIN}", row.format)
         } else {
-            row.format.to_string()
+            row.format.label(row.compute)
         },
         row: row.clone(),
         parts: record.head.parts,

@@ -188,7 +188,7 @@ fn group(mut benches: Vec<&Bench>) -> Result<Benched> {
     let mut speeds = Speeds::default();
     for bench in &benches {
         let run = Run {
-            name: bench.head.setup.format.to_string(),
+            name: bench.head.setup.format.label(bench.head.setup.compute),
             format: bench.head.setup.format,
             load_seconds: bench.load_seconds,
             evaluate_seconds: None,
@@ -209,7 +209,7 @@ fn group(mut benches: Vec<&Bench>) -> Result<Benched> {
         (&b.head.environment, setup.compute, &setup.program)
     });
     let source = |bench: &&Bench| Source {
-        name: bench.head.setup.format.to_string(),
+        name: bench.head.setup.format.label(bench.head.setup.compute),
         started: bench.head.environment.started.clone(),
         record: file_name_of(&Bench::path("".as_ref(), &bench.head.setup)),
     };
