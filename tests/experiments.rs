@@ -228,7 +228,8 @@ fn latency_of_a_single_sequence_is_near_the_limit_of_the_bandwidth(
     name: &str,
 ) {
     let bench = benched(name);
-    let judged = speed(bench.head.parts, &bench.speed).expect("enough samples");
+    let judged =
+        speed(bench.head.setup.format, bench.head.parts, &bench.speed).expect("enough samples");
     assert!(
         judged.step_weights_bytes >= MEMORY_BOUND_BYTES,
         "the weights of {} are {:.0} MiB and stay in a GPU's cache, so its memory bounds nothing; \
@@ -256,7 +257,8 @@ fn latency_of_a_single_sequence_is_near_the_limit_of_the_bandwidth(
 fn latency_of_nf4_is_below_that_of_fp16() {
     let median = |name| {
         let bench = benched(name);
-        let judged = speed(bench.head.parts, &bench.speed).expect("enough samples");
+        let judged =
+            speed(bench.head.setup.format, bench.head.parts, &bench.speed).expect("enough samples");
         judged
             .single
             .expect("batch 1 was measured")

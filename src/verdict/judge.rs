@@ -244,7 +244,7 @@ fn row(record: &Record, baseline: Option<&Record>, resampling: Resampling) -> Re
         load_seconds: record.samples.load_seconds,
         evaluate_seconds: record.samples.evaluate_seconds,
         speed: samples
-            .map(|samples| speed(record.head.parts, samples))
+            .map(|samples| speed(setup.format, record.head.parts, samples))
             .transpose()?,
         perplexity: mean_nll(&record.forced).map(f64::exp),
         difference: baseline

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stats::{self, Median};
 use crate::error::Result;
+use crate::quant::Format;
 use crate::quant::size::Parts;
 use crate::record::{self, CardState, Memory};
 
@@ -52,6 +53,12 @@ pub struct Prefill {
     pub tokens: usize,
     pub seconds: Timing,
     pub tokens_per_second: f64,
+    /// Multiplications and additions of the products with the weights, the head
+    /// for the last token only; attention is not counted.
+    pub operations: u64,
+    /// `operations` in the time that they took, over what the measured matrix
+    /// product does in it. None where that was not measured.
+    pub arithmetic_share: Option<f64>,
 }
 
 /// One more token for each of several sequences.
@@ -81,11 +88,11 @@ pub struct Energy {
     pub seconds: f64,
 }
 
-/// What the samples of a model with these `parts` say.
+/// What the samples of a model with these `parts`, its linears in `format`, say.
 ///
 /// # Errors
 /// None as long as the level of the intervals is one, see [`stats::median()`].
-pub fn speed(parts: Parts, samples: &record::Speed) -> Result<Speed> {
+pub fn speed(format: Format, parts: Parts, samples: &record::Speed) -> Result<Speed> {
     let head = if parts.head == 0 {
         parts.embedding
     } else {
@@ -98,9 +105,13 @@ pub fn speed(parts: Parts, samples: &record::Speed) -> Result<Speed> {
         let Some(seconds) = timing(seconds)? else {
             continue;
         };
+        let operations = 2 * (*tokens as u64 * weights(format, parts.linears) + head / 2);
+        let rate = operations as f64 / seconds.median.value;
         prefill.push(Prefill {
             tokens: *tokens,
             tokens_per_second: *tokens as f64 / seconds.median.value,
+            operations,
+            arithmetic_share: samples.flops_per_second.map(|flops| rate / flops),
             seconds,
         });
     }
@@ -146,6 +157,15 @@ pub fn speed(parts: Parts, samples: &record::Speed) -> Result<Speed> {
         card: samples.card.clone(),
         decode,
     })
+}
+
+/// Weights in so many bytes of packed linears.
+fn weights(format: Format, bytes: u64) -> u64 {
+    match format {
+        Format::Fp16 => bytes / 2,
+        Format::Bnb4 { .. } => 2 * bytes,
+        Format::Int8 { .. } => bytes,
+    }
 }
 
 /// None of no measurements.
@@ -208,9 +228,9 @@ mod tests {
 
     #[test]
     fn a_step_reads_the_weights_once_and_every_cached_token() {
-        let tied = speed(parts(0), &samples()).expect("samples");
+        let tied = speed(Format::Fp16, parts(0), &samples()).expect("samples");
         assert_eq!(tied.step_weights_bytes, 1560);
-        let untied = speed(parts(900), &samples()).expect("samples");
+        let untied = speed(Format::Fp16, parts(900), &samples()).expect("samples");
         assert_eq!(untied.step_weights_bytes, 1460);
         let decode = &tied.decode[0];
         assert_eq!(decode.bytes, 1560 + 4 * 20 * 8);
@@ -220,8 +240,25 @@ mod tests {
     }
 
     #[test]
+    fn prefill_counts_every_weight_twice_a_token_and_the_head_once() {
+        let measured = record::Speed {
+            flops_per_second: Some(1e6),
+            ..samples()
+        };
+        let found = speed(Format::Fp16, parts(0), &measured).expect("samples");
+        // 8 tokens by 250 weights, and 500 of the head, in 3 ms.
+        assert_eq!(found.prefill[0].operations, 2 * (8 * 250 + 500));
+        let share = found.prefill[0].arithmetic_share.expect("a product");
+        assert!((share - 5000.0 / 3000.0).abs() < 1e-12, "{share}");
+        let nf4 = Format::bnb4(crate::quant::Code4::Nf4, true);
+        let found = speed(nf4, parts(0), &samples()).expect("samples");
+        assert_eq!(found.prefill[0].operations, 2 * (8 * 1000 + 500));
+        assert_eq!(found.prefill[0].arithmetic_share, None);
+    }
+
+    #[test]
     fn rates_come_from_the_median_and_their_limits_from_its_limits() {
-        let found = speed(parts(0), &samples()).expect("samples");
+        let found = speed(Format::Fp16, parts(0), &samples()).expect("samples");
         let decode = &found.decode[0];
         assert_eq!(decode.seconds.median.value, 0.0505);
         assert_eq!(decode.seconds.p95, 0.095);
@@ -237,7 +274,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_absent_and_not_zero() {
-        let nothing = speed(parts(0), &record::Speed::default()).expect("nothing");
+        let nothing = speed(Format::Fp16, parts(0), &record::Speed::default()).expect("nothing");
         assert!(nothing.decode.is_empty() && nothing.prefill.is_empty());
         assert!(nothing.single.is_none() && nothing.largest.is_none());
         let no_copy = record::Speed {
@@ -245,7 +282,7 @@ mod tests {
             memory: None,
             ..samples()
         };
-        let found = speed(parts(0), &no_copy).expect("samples");
+        let found = speed(Format::Fp16, parts(0), &no_copy).expect("samples");
         assert_eq!(found.decode[0].bandwidth_share, None);
         assert_eq!(found.decode[0].bytes, 1560);
     }

@@ -140,7 +140,7 @@ fn noise_floor(control: &Row) -> Option<String> {
 pub fn speed(benches: &[Bench]) -> Result<String> {
     let speeds: Vec<Speed> = benches
         .iter()
-        .map(|bench| speed::speed(bench.head.parts, &bench.speed))
+        .map(|bench| speed::speed(bench.head.setup.format, bench.head.parts, &bench.speed))
         .collect::<Result<_>>()?;
     let Some(first) = speeds.first() else {
         return Ok(String::new());

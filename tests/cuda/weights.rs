@@ -5,9 +5,11 @@ use std::fs;
 use half::f16;
 use llama_quant::engine::cuda::kernels::{Kernels, QUANTISE};
 use llama_quant::engine::cuda::linear::{Linear, Packer, Tables};
+use llama_quant::engine::llama::Llama;
 use llama_quant::quant::bnb4::Absmax;
 use llama_quant::quant::{Bnb4, Code4, Compute, Format, Int8, Weight};
 use llama_quant::source::checkpoint::Checkpoint;
+use llama_quant::source::config::Config;
 use llama_quant::source::origin::Origin;
 use rstest::rstest;
 
@@ -242,4 +244,50 @@ fn more_than_2_to_the_31_weights_are_packed_whole() {
         "double quantisation differs"
     );
     assert!(double.packed == plain.packed, "codes differ");
+}
+
+#[rstest]
+#[case::nf4("nf4", Format::bnb4(Code4::Nf4, true))]
+#[case::fp4("fp4", Format::bnb4(Code4::Fp4, false))]
+#[case::int8("int8", Format::Int8 { threshold: 6.0 })]
+#[ignore = "needs an NVIDIA GPU"]
+fn checkpoints_packed_by_bitsandbytes_reach_the_card_as_they_are(
+    #[case] name: &str,
+    #[case] format: Format,
+) {
+    let card = card();
+    let dir = golden("bnb-checkpoints").join(name);
+    let config = Config::open(&dir).expect("a configuration");
+    assert!(config.quantised.is_some());
+    let model = Llama::load(&dir, format).expect("a checkpoint");
+    let layer = &model.layers[0];
+    let weights = Origin::Stored(Checkpoint::open(&dir).expect("a checkpoint"));
+    let kernels = Kernels::load(&card, &[QUANTISE]).expect("the kernels");
+    let tables = Tables::new(&card).expect("tables");
+    let elements = config.hidden * config.intermediate.max(config.vocab);
+    let packer = Packer::new(&card, &kernels, &tables, &weights, true, elements).expect("staging");
+    let (q, kv) = (
+        config.heads * config.head_dim,
+        config.kv_heads * config.head_dim,
+    );
+    let of = |part: &str| format!("model.layers.0.{part}.weight");
+    let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].map(of);
+    let matrices = [(names[0].as_str(), q), (&names[1], kv), (&names[2], kv)];
+    let linear = packer
+        .pack(format, Compute::F16, &matrices, config.hidden, false)
+        .expect("a packed weight");
+    let wanted = [&layer.q, &layer.k, &layer.v].map(Weight::clone);
+    assert_equal(&card, &linear, format, &wanted);
+    let names = ["mlp.gate_proj", "mlp.up_proj"].map(of);
+    let rows = config.intermediate;
+    let matrices = [(names[0].as_str(), rows), (&names[1], rows)];
+    let linear = packer
+        .pack(format, Compute::F16, &matrices, config.hidden, true)
+        .expect("a packed weight");
+    assert_equal(
+        &card,
+        &linear,
+        format,
+        &[layer.gate.clone(), layer.up.clone()],
+    );
 }

@@ -230,8 +230,20 @@ impl Writer<'_> {
             ),
             column("p95, ms", &["seconds.p95"], Unit::Milliseconds),
             column("tokens/s", &["tokens_per_second"], Unit::PerSecond),
+            column(
+                "of the matrix product",
+                &["arithmetic_share"],
+                Unit::Percent,
+            ),
         ];
-        let caption = "Prefill: medians and their intervals.";
+        let runs = self.speeds.runs.iter();
+        let mut prefills = runs.flat_map(|run| &run.speed.prefill);
+        let caption = if prefills.any(|p| p.arithmetic_share.is_some()) {
+            "Prefill: medians and their intervals, and the share of what a large FP16 matrix \
+             product reaches on the same device, attention not counted."
+        } else {
+            "Prefill: medians and their intervals."
+        };
         self.table("prefill", caption, "prefill", &columns, blocks);
         Ok(())
     }

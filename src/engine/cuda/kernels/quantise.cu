@@ -34,6 +34,7 @@ DEV i64 at_4bit(int row, int k, int columns) {
 // Numbers of a checkpoint to FP16: kind 0 FP16, 1 BF16, 2 f32, rounded to
 // nearest. Counts numbers that FP16 cannot hold (or that are not finite).
 extern "C" __global__ void to_f16(const void* source, int kind, u16* to, i64 n, u32* bad) {
+    pdl_wait();
     GRID_STRIDE(i, n) {
         u16 h;
         if (kind == 0) h = ((const u16*)source)[i];
@@ -46,6 +47,7 @@ extern "C" __global__ void to_f16(const void* source, int kind, u16* to, i64 n, 
 
 // [rows, columns] of part `part` into the FP16 layout.
 extern "C" __global__ void pack_f16(const u16* values, Parts parts, int part, int columns, u16* to) {
+    pdl_wait();
     i64 n = (i64)parts.part[part].rows * columns;
     GRID_STRIDE(i, n) {
         to[at_f16(packed_row(parts, part, (int)(i / columns)), (int)(i % columns), columns)] = values[i];
@@ -66,6 +68,7 @@ DEV int nearest_code(const float* thresholds, int fp4, float x) {
 // One thread a block of weights. absmax: [blocks of the part].
 extern "C" __global__ void quantise_4bit(const u16* values, Parts parts, int part, int columns,
                                          const float* thresholds, int fp4, u8* to, float* absmax) {
+    pdl_wait();
     __shared__ float limits[15];
     if (threadIdx.x < (fp4 ? 7 : 15)) limits[threadIdx.x] = thresholds[threadIdx.x];
     __syncthreads();
@@ -93,6 +96,7 @@ extern "C" __global__ void quantise_4bit(const u16* values, Parts parts, int par
 
 // Double quantisation: sums of 256 absmax values each, in f64 and in order.
 extern "C" __global__ void nested_sums(const float* absmax, i64 blocks, double* sums) {
+    pdl_wait();
     i64 n = (blocks + 255) / 256;
     GRID_STRIDE(b, n) {
         double sum = 0.0;
@@ -101,6 +105,7 @@ extern "C" __global__ void nested_sums(const float* absmax, i64 blocks, double* 
     }
 }
 extern "C" __global__ void nested_offset(const double* sums, i64 n, i64 blocks, float* offset) {
+    pdl_wait();
     double total = 0.0;
     for (i64 i = 0; i < n; i++) total += sums[i];
     *offset = (float)(total / (double)blocks);
@@ -108,6 +113,7 @@ extern "C" __global__ void nested_offset(const double* sums, i64 n, i64 blocks, 
 // One warp 256 absmax values. map_thresholds: 255 midpoints of the dynamic map.
 extern "C" __global__ void quantise_absmax(const float* absmax, i64 blocks, const float* offset,
                                            const float* map_thresholds, u8* codes, float* nested) {
+    pdl_wait();
     i64 groups = (blocks + 255) / 256;
     int lane = threadIdx.x & 31;
     i64 warps = (i64)gridDim.x * (blockDim.x >> 5);
@@ -138,6 +144,7 @@ extern "C" __global__ void quantise_absmax(const float* absmax, i64 blocks, cons
 
 // One warp a row. row_absmax: by packed row.
 extern "C" __global__ void quantise_int8(const u16* values, Parts parts, int part, int columns, u8* to, float* row_absmax) {
+    pdl_wait();
     int lane = threadIdx.x & 31;
     int warps = gridDim.x * (blockDim.x >> 5);
     for (int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5); row < parts.part[part].rows; row += warps) {
@@ -202,6 +209,7 @@ extern "C" __global__ void __launch_bounds__(256) unpack_4bit_bf16(const uint4* 
 // centred and scaled; the same on every machine, since all of it is exact but
 // the last product and rounding.
 extern "C" __global__ void random_f16(u16* to, i64 n, u64 seed, float scale) {
+    pdl_wait();
     GRID_STRIDE(i, n) {
         u64 z = seed + (u64)i * 0x9e3779b97f4a7c15ull;
         z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;

@@ -192,7 +192,7 @@ fn group(mut benches: Vec<&Bench>) -> Result<Benched> {
             format: bench.head.setup.format,
             load_seconds: bench.load_seconds,
             evaluate_seconds: None,
-            speed: speed(bench.head.parts, &bench.speed)?,
+            speed: speed(bench.head.setup.format, bench.head.parts, &bench.speed)?,
             single_samples: single(Some(&bench.speed)),
         };
         speeds.add(run, bench.head.size.with_state);
