@@ -151,8 +151,23 @@ pub fn start_logging() {
         .expect("nothing before this has set up logging");
 }
 
+/// Lets the first SIGINT or SIGTERM end the run after its item, and the second
+/// end it at once.
+fn stop_after_an_item() {
+    let handler = || {
+        if measure::interrupt() {
+            std::process::exit(130);
+        }
+        eprintln!("finishing the item; once more ends at once");
+    };
+    if let Err(e) = ctrlc::set_handler(handler) {
+        tracing::warn!("an interrupt will end the run at once: {e}");
+    }
+}
+
 /// Runs the experiments, writes their records and prints the comparison.
 pub fn compare(arguments: &CompareArguments) -> Result<()> {
+    stop_after_an_item();
     let device = device(&arguments.device)?;
     let experiments = experiments(arguments)?;
     let options = Options {

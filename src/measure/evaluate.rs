@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::environment::{environment, program};
 use super::forced::{Reference, read};
+use super::interrupt;
 use super::questions::Questions;
 use crate::coqa::{self, Dataset, STOP, Scoring, Turns};
 use crate::engine::cpu::CpuEngine;
@@ -217,7 +218,8 @@ impl Run<'_> {
                 progress.inc(1);
                 writer
                     .borrow_mut()
-                    .add(self.item(indices[prompt], completion))
+                    .add(self.item(indices[prompt], completion))?;
+                interrupt::check(&self.options.out)
             },
         )
     }

@@ -8,7 +8,9 @@ pub mod embedded;
 pub mod environment;
 pub mod evaluate;
 pub mod forced;
+mod interrupt;
 pub mod questions;
 
 pub use evaluate::{Options, evaluate};
 pub use forced::Reference;
+pub use interrupt::interrupt;
