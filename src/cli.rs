@@ -188,8 +188,23 @@ pub fn start_logging() {
         .expect("nothing before this has set up logging");
 }
 
+/// Lets the first SIGINT or SIGTERM end the run after its item, and the second
+/// end it at once.
+fn stop_after_an_item() {
+    let handler = || {
+        if measure::interrupt() {
+            std::process::exit(130);
+        }
+        eprintln!("finishing the item; once more ends at once");
+    };
+    if let Err(e) = ctrlc::set_handler(handler) {
+        tracing::warn!("an interrupt will end the run at once: {e}");
+    }
+}
+
 /// Runs the experiments, writes their records and prints the comparison.
 pub fn compare(arguments: &CompareArguments) -> Result<()> {
+    stop_after_an_item();
     let experiments = experiments(arguments)?;
     let options = Options {
         model: model(arguments.model.as_deref())?,
@@ -206,12 +221,23 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     let mut shared = Shared::open(options)?;
     let mut records = Vec::new();
     let mut paths = Vec::new();
+    let mut failed = None;
     for experiment in &experiments {
         let progress = progress_bar(experiment.name);
-        let (path, record) = evaluate(experiment, &mut shared, &progress)?;
+        let outcome = evaluate(experiment, &mut shared, &progress);
         progress.finish_and_clear();
-        records.push(record);
-        paths.push(path);
+        match outcome {
+            Ok((path, record)) => {
+                records.push(record);
+                paths.push(path);
+            }
+            // What one experiment has no room for another may have.
+            Err(e @ (Error::Device(_) | Error::Engine { .. })) => {
+                eprintln!("{} failed: {e}", experiment.name);
+                failed.get_or_insert(e);
+            }
+            Err(e) => return Err(e),
+        }
     }
     let resampling = Resampling {
         seed: arguments.seed,
@@ -223,7 +249,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     for path in paths {
         println!("record: {}", path.display());
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// Where records go if nobody says so: a folder for each day and engine.

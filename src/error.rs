@@ -69,6 +69,18 @@ pub enum Error {
     /// A command line option or an argument of the library is not usable.
     #[error("option {0}")]
     Usage(Mismatch),
+    /// The user asked the run to stop.
+    #[error(
+        "interrupted; what is finished is in {}: the same command goes on from there",
+        folder.display()
+    )]
+    Interrupted {
+        /// Where the unfinished record lies.
+        folder: PathBuf,
+    },
+    /// A device is not there, too old, or too small.
+    #[error("device {0}")]
+    Device(Mismatch),
     /// The engine failed while running.
     #[error("engine failed while {doing}: {cause}")]
     Engine { doing: String, cause: String },
@@ -107,6 +119,7 @@ mismatch_constructors! {
     record => Record,
     report => Report,
     usage => Usage,
+    device => Device,
 }
 
 impl Error {

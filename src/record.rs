@@ -6,14 +6,17 @@
 mod bench;
 mod speed;
 
+mod lock;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use self::lock::Lock;
 use crate::coqa::{Scoring, Turns};
 use crate::error::{Error, Result};
 use crate::quant::size::Parts;
@@ -353,6 +356,7 @@ pub struct Writer {
     partial: PathBuf,
     file: File,
     contents: Contents,
+    _lock: Lock,
 }
 
 /// What an unfinished record holds.
@@ -373,9 +377,13 @@ enum Line {
 impl Writer {
     /// Starts a record in `dir`, or goes on with the one that a run with the
     /// same key left unfinished there; its items need not be run again.
+    ///
+    /// # Errors
+    /// If another process writes it, or the folder cannot be written.
     pub fn begin(dir: &Path, head: Head) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|e| Error::io("make the folder", dir, e))?;
         let path = Record::path(dir, &head.setup);
+        let lock = Lock::hold(&path)?;
         let partial = path.with_extension("partial");
         let found = if partial.exists() {
             read_partial(&partial)?
@@ -405,6 +413,7 @@ impl Writer {
             partial,
             file,
             contents,
+            _lock: lock,
         })
     }
 
@@ -452,16 +461,23 @@ impl Writer {
             samples,
         };
         record.write(&self.path)?;
-        fs::remove_file(&self.partial).map_err(|e| Error::io("remove", &self.partial, e))?;
-        Ok((self.path, record))
+        match fs::remove_file(&self.partial) {
+            // Somebody removed it, or the whole folder, while the run went on;
+            // the record was written from memory.
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", &self.partial, e)),
+            _ => Ok((self.path, record)),
+        }
     }
 }
 
 /// An unfinished record; none if not even its head is whole. The last line may
 /// be cut off, since a run can end anywhere.
 fn read_partial(path: &Path) -> Result<Option<Contents>> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let mut bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    // Cut before it is read as text: the end may be half a character.
+    bytes.truncate(bytes.iter().rposition(|&b| b == b'\n').unwrap_or_default());
+    let not_text = |e| damaged(path, &serde::de::Error::custom(e));
+    let whole = String::from_utf8(bytes).map_err(not_text)?;
     let mut lines = whole.lines();
     let Some(head) = lines.next() else {
         return Ok(None);

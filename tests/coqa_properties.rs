@@ -699,6 +699,39 @@ proptest! {
     }
 }
 
+// ---- Odd texts ---
+
+#[rstest]
+#[case::a_megabyte("ten ".repeat(1 << 18))]
+#[case::from_right_to_left("\u{202e}שלום عليكم\u{202c}".to_owned())]
+#[case::control_characters("a\u{0}b\u{7}c\u{1b}[31m\u{7f}".to_owned())]
+#[case::beyond_the_basic_plane("\u{1f600}\u{10ffff}\u{e000}".to_owned())]
+#[case::marks_that_combine(format!("e{}", "\u{301}".repeat(5000)))]
+fn odd_texts_are_kept_as_they_are_and_scored(#[case] odd: String) {
+    let mut rows = hub();
+    rows[0]["questions"]["input_text"][0] = json!(odd);
+    rows[0]["answers"]["input_text"][0] = json!(odd);
+    rows[0]["additional_answers"]["0"]["input_text"][0] = json!(odd);
+    let dataset = read(&lines(&rows)).expect("a data set");
+    let turn = &dataset.stories[0].turns[0];
+    assert_eq!((&turn.question, &turn.answer), (&odd, &odd));
+    assert_eq!(turn.additional[0], odd);
+    assert!(prompt(&dataset.stories[0], 0).contains(&odd));
+    assert_eq!(f1(&odd, &odd), 1.0);
+    let found = score(&odd, &[odd.clone(), odd.clone()], Scoring::Official);
+    assert_eq!((found.em, found.f1), (1.0, 1.0));
+}
+
+#[test]
+fn half_a_surrogate_pair_is_refused_with_its_place() {
+    let text = lines(&hub()).replace("purred", "pur\\ud83dred");
+    let error = read(&text).expect_err("a refusal").to_string();
+    assert!(
+        error.contains("line 1") && error.contains("hex escape"),
+        "{error}"
+    );
+}
+
 // ---- Parquet ---------------------------------------------------------------------
 
 fn fixture(path: &str) -> Vec<u8> {

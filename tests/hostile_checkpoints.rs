@@ -601,6 +601,14 @@ fn pair(offsets: &str, data: usize) -> Vec<u8> {
 #[case::with_a_gap_between_tensors(pair("[12, 20]", 20), "invalid offset for tensor `b`")]
 #[case::with_a_tensor_that_ends_before_it_starts(pair("[8, 0]", 16), "invalid offset for tensor")]
 #[case::with_a_tensor_larger_than_its_bytes(pair("[8, 12]", 12), "invalid shape, data type")]
+#[case::with_two_tensors_of_one_name(
+    with_header(
+        br#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            "a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#,
+        8
+    ),
+    "invalid offset for tensor `a`"
+)]
 #[case::with_a_shape_beyond_all_numbers(
     with_header(
         br#"{"a": {"dtype": "F32", "shape": [4294967296, 4294967296, 2], "data_offsets": [0, 0]}}"#,
@@ -833,6 +841,70 @@ fn a_folder_without_a_tokenizer_is_refused() {
     assert_not_found(Tokenizer::open(dir.path(), &config), &path);
 }
 
+#[test]
+fn ids_that_no_word_has_are_no_words() {
+    let words = json!({ "?": 0, "a": 3, "b": 40 });
+    let tokenizer = word_tokenizer(words, json!({})).to_string();
+    let tokenizer = open_tokenizer(tokenizer.as_bytes()).expect("a tokenizer with holes");
+    assert_eq!(tokenizer.decode(&[3, 17, 40, 9999]).expect("text"), "a b");
+}
+
+#[rstest]
+#[case::of_words_that_are_not_there(json!([["a", "z"]]))]
+#[case::into_a_word_that_is_not_there(json!([["a", "b"]]))]
+#[case::that_is_no_pair(json!(["a"]))]
+fn a_merge_that_cannot_be_is_refused(#[case] merges: Value) {
+    let model = json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": merges });
+    let tokenizer = word_tokenizer(json!({}), json!({ "model": model })).to_string();
+    let wanted = "the JSON of a Hugging Face fast tokenizer";
+    let said = ["tokenizer.json", wanted, "", OTHER_TOKENIZER];
+    assert_refuses(open_tokenizer(tokenizer.as_bytes()), said);
+}
+
+#[test]
+fn an_added_token_behind_a_hole_is_refused_because_it_would_get_another_id() {
+    let tokenizer = byte_tokenizer().replace("\"id\":6", "\"id\":9");
+    assert_ne!(tokenizer, byte_tokenizer());
+    let said = ["added token \"<s>\"", "id 9", "id 6", OTHER_TOKENIZER];
+    assert_refuses(open_tokenizer(tokenizer.as_bytes()), said);
+}
+
+/// A tokenizer of bytes as Llama 3's, small.
+fn byte_tokenizer() -> String {
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [{
+            "id": 6, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        }],
+        "normalizer": null,
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": "\\p{L}+|\\s+" }, "behavior": "Isolated",
+              "invert": false },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+              "use_regex": false },
+        ] },
+        "post_processor": null,
+        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+                     "use_regex": true },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
+            "vocab": { "a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4, "Ġ": 5 },
+            "merges": [["a", "b"], ["ab", "c"]],
+        },
+    })
+    .to_string()
+}
+
+#[test]
+fn the_small_tokenizer_of_bytes_works_undamaged() {
+    let tokenizer = open_tokenizer(byte_tokenizer().as_bytes()).expect("a tokenizer");
+    assert_eq!(
+        tokenizer.encode("abc ab<s>c").expect("ids"),
+        [4, 5, 3, 6, 2]
+    );
+}
+
 // ---- Whatever comes ------------------------------------------------------------------
 
 /// Some bytes of `file[..end]` replaced, and perhaps its end cut off.
@@ -888,6 +960,17 @@ proptest! {
         let damaged = String::from_utf8_lossy(&damaged);
         if let Ok(config) = parse(&damaged, Path::new("config.json")) {
             model_bytes(&config, Format::Fp16);
+        }
+    }
+
+    #[test]
+    fn a_damaged_tokenizer_never_causes_a_panic((bytes, cut) in damage()) {
+        let tokenizer = byte_tokenizer();
+        let damaged = damaged(tokenizer.as_bytes(), tokenizer.len(), &bytes, cut);
+        if let Ok(tokenizer) = open_tokenizer(&damaged)
+            && let Ok(ids) = tokenizer.encode("abc ab<s> cab\u{202e}\0")
+        {
+            drop(tokenizer.decode(&ids));
         }
     }
 

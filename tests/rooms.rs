@@ -377,6 +377,22 @@ fn nothing_is_unwrapped() {
 }
 
 #[test]
+fn the_clock_of_the_wall_is_read_for_dates_alone() {
+    // It can jump; durations are measured with one that cannot.
+    let allowed = ["measure/environment.rs", "source/hub/client.rs"];
+    for Source { name, tokens } in sources() {
+        for Token { text, line } in &tokens {
+            let reads = matches!(text.as_str(), "SystemTime" | "Timestamp" | "Zoned");
+            let allowed = allowed.contains(&name.as_str());
+            assert!(
+                !reads || allowed,
+                "src/{name}:{line} reads the clock of the wall"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_reader_of_sources_finds_paths_and_skips_comments_and_strings() {
     let text = r##"
         //! [`crate::in_comment`] unsafe

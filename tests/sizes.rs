@@ -8,8 +8,9 @@ use common::{Tensors, golden};
 use llama_quant::engine::llama::Llama;
 use llama_quant::quant::size::{Bytes, MIB, model_bytes};
 use llama_quant::quant::{Code4, Format};
-use llama_quant::source::config::Config;
+use llama_quant::source::config::{Config, parse};
 use rstest::rstest;
+use serde_json::json;
 
 const INT8: Format = Format::Int8 { threshold: 6.0 };
 
@@ -80,4 +81,41 @@ fn a_half_precision_checkpoint_takes_the_bytes_of_its_file(
     let numbers = names.iter().map(|name| file.numbers(name).len() as u64);
     let bytes = model_bytes(&Config::open(&dir).expect("a configuration"), Format::Fp16);
     assert_eq!(bytes, Bytes::plain(2 * numbers.sum::<u64>()));
+}
+
+/// Width, feed-forward width, layers, queries, keys, vocabulary.
+type Widths = [usize; 6];
+
+#[rstest]
+#[case::llama_2_7b("llama", [4096, 11_008, 32, 32, 32, 32_000], None, false, 6_738_415_616)]
+#[case::llama_3_8b("llama", [4096, 14_336, 32, 32, 8, 128_256], None, false, 8_030_261_248)]
+#[case::llama_3_1_8b("llama", [4096, 14_336, 32, 32, 8, 128_256], Some(8.0), false, 8_030_261_248)]
+#[case::llama_3_2_1b("llama", [2048, 8192, 16, 32, 8, 128_256], Some(32.0), true, 1_235_814_400)]
+#[case::llama_3_2_3b("llama", [3072, 8192, 28, 24, 8, 128_256], Some(32.0), true, 3_212_749_824)]
+#[case::mistral_7b("mistral", [4096, 14_336, 32, 32, 8, 32_768], None, false, 7_248_023_552)]
+fn published_models_have_their_published_number_of_parameters(
+    #[case] kind: &str,
+    #[case] widths: Widths,
+    #[case] factor: Option<f64>,
+    #[case] tied: bool,
+    #[case] parameters: u64,
+) {
+    let [hidden, intermediate, layers, heads, kv_heads, vocab] = widths;
+    let scaling = factor.map(|factor| {
+        json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        })
+    });
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": kind, "hidden_act": "silu",
+        "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
+        "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "rope_scaling": scaling,
+        "max_position_embeddings": 131_072, "tie_word_embeddings": tied, "attention_bias": false,
+        "sliding_window": null, "torch_dtype": "bfloat16", "pretraining_tp": 1,
+    });
+    let config = parse(&config.to_string(), Path::new("config.json")).expect("a configuration");
+    let bytes = model_bytes(&config, Format::Fp16);
+    assert_eq!(bytes.parameters, 2 * parameters);
 }

@@ -205,7 +205,7 @@ fn a_gpu_that_is_not_there_is_refused_by_name() {
     };
     assert_refuses(
         open(opening),
-        ["option", "device cuda:99", "found", "--device cpu"],
+        ["expected", "device cuda:99", "found", "--device cpu"],
     );
 }
 

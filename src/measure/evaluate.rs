@@ -11,6 +11,7 @@ use tracing::info;
 use super::bench::speed;
 use super::environment::{environment, program};
 use super::forced::{Reference, read};
+use super::interrupt;
 use super::questions::Questions;
 use crate::coqa::{self, Dataset, STOP, Scoring, Turns};
 use crate::engine::generate::{Completion, Limits, Prompt, generate_in_opened};
@@ -278,7 +279,8 @@ impl Run<'_> {
                 progress.inc(1);
                 writer
                     .borrow_mut()
-                    .add(self.item(indices[prompt], completion))
+                    .add(self.item(indices[prompt], completion))?;
+                interrupt::check(&self.shared.options.out)
             },
         )
     }

@@ -8,7 +8,9 @@ pub mod embedded;
 pub mod environment;
 pub mod evaluate;
 pub mod forced;
+mod interrupt;
 pub mod questions;
 pub mod synth;
 
 pub use evaluate::{Options, Shared, evaluate};
+pub use interrupt::interrupt;

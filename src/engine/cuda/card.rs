@@ -130,10 +130,10 @@ impl Card {
     /// # Errors
     /// If there is no driver, no such device, or it is too old.
     pub fn open(ordinal: usize) -> Result<Self> {
-        let thing = || format!("device cuda:{ordinal}");
+        let thing = || format!("cuda:{ordinal}");
         // SAFETY: looks for the library by name and does nothing else.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Error::usage(
+            return Err(Error::device(
                 thing(),
                 "the NVIDIA driver (libcuda.so.1) in the loader's path",
                 "none",
@@ -141,7 +141,7 @@ impl Card {
             ));
         }
         let refused = |e: DriverError| {
-            Error::usage(
+            Error::device(
                 thing(),
                 "a working NVIDIA driver and a GPU",
                 described(e),
@@ -151,7 +151,7 @@ impl Card {
         result::init().map_err(refused)?;
         let devices = CudaContext::device_count().map_err(refused)? as usize;
         if ordinal >= devices {
-            return Err(Error::usage(
+            return Err(Error::device(
                 thing(),
                 match devices {
                     0 => "at least one GPU".to_owned(),
@@ -169,7 +169,7 @@ impl Card {
         let name = context.name().map_err(refused)?;
         let capability = context.compute_capability().map_err(refused)?;
         if capability < OLDEST {
-            return Err(Error::usage(
+            return Err(Error::device(
                 thing(),
                 format!("compute capability {}.{} or newer", OLDEST.0, OLDEST.1),
                 format!("{name} with {}.{}", capability.0, capability.1),
@@ -251,11 +251,11 @@ impl Card {
         let address = unsafe { result::malloc_sync(bytes.max(16)) }.map_err(|e| {
             let free = self.free_bytes().unwrap_or_default();
             if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                Error::usage(
-                    format!("memory of {} for {what}", self.name),
+                Error::device(
+                    format!("{}: memory for {what}", self.name),
                     format!("{:.0} MiB", bytes as f64 / MIB),
                     format!("{:.0} MiB free", free as f64 / MIB),
-                    "close other programs on the GPU, lower --slots or --context, or take a smaller format",
+                    "close other programs on the GPU, take a smaller format, or pass --device cpu",
                 )
             } else {
                 failed("allocating device memory")(e)

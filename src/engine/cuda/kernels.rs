@@ -205,7 +205,7 @@ fn version() -> Result<(i32, i32)> {
     // SAFETY: looks for the library by name, and writes two integers.
     unsafe {
         if !nvrtc::is_culib_present() {
-            return Err(Error::usage(
+            return Err(Error::device(
                 "CUDA's run-time compiler",
                 "libnvrtc.so in the loader's path",
                 "none",
