@@ -750,6 +750,24 @@ fn parquet_holds_the_stories_of_the_json_lines(#[values("datasets", "other")] fi
     assert_eq!(parquet, lines.stories[..7]);
 }
 
+#[test]
+fn parquet_columns_that_lie_outside_the_file_are_refused() {
+    let whole = fixture("parquet/datasets.parquet");
+    let mut refused = 0;
+    // Every byte of the description, turned into one that makes numbers
+    // negative or large.
+    for at in whole.len() - 4000..whole.len() {
+        for byte in [0x01, 0x7f, 0xff] {
+            let mut file = whole.clone();
+            file[at] = byte;
+            if let Err(error) = Dataset::from_bytes(FILE, &file) {
+                refused += usize::from(error.to_string().contains("outside the file"));
+            }
+        }
+    }
+    assert!(refused > 0, "none of the places was damaged");
+}
+
 proptest! {
     #[test]
     fn damaged_parquet_never_causes_a_panic(

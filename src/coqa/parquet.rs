@@ -2,7 +2,10 @@
 //!
 //! Columns are read one by one with their levels: the record reader of the
 //! parquet crate panics where a damaged file's levels do not fit its schema.
+//! Panics that are left (a page that needs a dictionary before there is one) are
+//! caught and taken for damage.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -28,16 +31,44 @@ pub(super) fn rows(path: &Path, bytes: &[u8]) -> Result<Vec<Value>> {
             "download the file again",
         )
     };
-    let reader = SerializedFileReader::new(Bytes::copy_from_slice(bytes))
-        .map_err(|e| damaged(e.to_string()))?;
+    // Nothing outlives the reading that a panic could leave half done.
+    match catch_unwind(AssertUnwindSafe(|| all_rows(bytes))) {
+        Ok(rows) => rows.map_err(damaged),
+        Err(_) => Err(damaged("a file that makes its reader fail".to_owned())),
+    }
+}
+
+fn all_rows(bytes: &[u8]) -> std::result::Result<Vec<Value>, String> {
+    let text = |e: ParquetError| e.to_string();
+    let reader = SerializedFileReader::new(Bytes::copy_from_slice(bytes)).map_err(text)?;
     let mut rows = Vec::new();
     for group in 0..reader.num_row_groups() {
-        let group = reader
-            .get_row_group(group)
-            .map_err(|e| damaged(e.to_string()))?;
-        rows.extend(group_rows(group.as_ref()).map_err(damaged)?);
+        let group = reader.get_row_group(group).map_err(text)?;
+        check_places(group.as_ref(), bytes.len())?;
+        rows.extend(group_rows(group.as_ref())?);
     }
     Ok(rows)
+}
+
+/// Refuses columns that lie outside the file, on which the crate panics.
+fn check_places(group: &dyn RowGroupReader, file: usize) -> std::result::Result<(), String> {
+    for column in group.metadata().columns() {
+        let first = column
+            .dictionary_page_offset()
+            .unwrap_or(column.data_page_offset());
+        let end = u64::try_from(first)
+            .ok()
+            .zip(u64::try_from(column.compressed_size()).ok())
+            .and_then(|(start, bytes)| start.checked_add(bytes));
+        if end.is_none_or(|end| end > file as u64) {
+            return Err(format!(
+                "column {} of {} bytes at byte {first}, outside the file",
+                column.column_path(),
+                column.compressed_size()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The rows of one row group.
