@@ -28,6 +28,8 @@ fn folder() -> TempDir {
 
 fn program(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llama-quant"));
+    // On the CPU also where there is a GPU: `auto` then finds none.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command.current_dir(dir).env_remove("RUST_LOG").args(RUN);
     command
 }

@@ -48,8 +48,8 @@ impl Llama {
     /// As [`Llama::load`]; random weights need no more than the folder's
     /// `config.json`.
     pub fn load_from(dir: &Path, weights: Weights, format: Format) -> Result<Self> {
-        let origin = Origin::open(dir, weights)?;
-        Self::build(Config::open(dir)?, &origin, format, Compute::F16)
+        let config = Config::open(dir)?;
+        Self::build(config, &Origin::open(dir, weights)?, format, Compute::F16)
     }
 
     /// Packs the model of this shape from `weights`, tensor by tensor; 4-bit
@@ -112,8 +112,9 @@ impl Loader<'_> {
     /// Embedding and, unless they are one, head.
     fn tables(&self) -> Result<(Fp16, Option<Fp16>)> {
         let (embedding, head) = table_names(self.config, self.weights);
+        let embedding = self.table(embedding)?;
         let head = head.map(|name| self.table(name)).transpose()?;
-        Ok((self.table(embedding)?, head))
+        Ok((embedding, head))
     }
 
     fn table(&self, name: &str) -> Result<Fp16> {

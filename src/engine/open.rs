@@ -56,8 +56,8 @@ pub fn open(opening: Opening<'_>) -> Result<Opened> {
     let start = Instant::now();
     match device {
         Device::Cpu => {
-            let origin = Origin::open(model, weights)?;
-            let model = Llama::build(Config::open(model)?, &origin, format, compute)?;
+            let config = Config::open(model)?;
+            let model = Llama::build(config, &Origin::open(model, weights)?, format, compute)?;
             let size = model.bytes();
             let decoder = Box::new(CpuEngine::new(model, slots, context));
             Ok(Opened {

@@ -19,7 +19,8 @@ pub fn assert_refuses<T>(result: Result<T>, said: [&str; 4]) {
         Error::Config(parts)
         | Error::Checkpoint(parts)
         | Error::Tokenizer(parts)
-        | Error::Usage(parts) => parts,
+        | Error::Usage(parts)
+        | Error::Device(parts) => parts,
         other => panic!("a refusal without its four parts: {other}"),
     };
     let message = error.to_string();

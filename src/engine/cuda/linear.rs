@@ -240,11 +240,11 @@ impl<'a> Packer<'a> {
             row_absmax,
             state,
         };
-        if let (Origin::Stored(checkpoint), true) = (self.weights, self.packed) {
-            if format != Format::Fp16 {
-                self.take_packed(&linear, checkpoint, format, matrices)?;
-                return Ok(linear);
-            }
+        if let (Origin::Stored(checkpoint), true) = (self.weights, self.packed)
+            && format != Format::Fp16
+        {
+            self.take_packed(&linear, checkpoint, format, matrices)?;
+            return Ok(linear);
         }
         for (i, &(name, rows)) in matrices.iter().enumerate() {
             self.pack_part(&linear, i, name, rows)?;
@@ -565,7 +565,7 @@ impl Linear {
             for row in 0..rows {
                 for k in (0..columns).step_by(2) {
                     let byte = tiles[at_4bit(self.packed_row(i, row), k, columns)];
-                    packed[(row * columns + k) / 2] = byte << 4 | byte >> 4;
+                    packed[(row * columns + k) / 2] = byte.rotate_left(4);
                 }
             }
             let state = &self.state[i];
