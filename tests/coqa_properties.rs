@@ -751,6 +751,16 @@ fn parquet_holds_the_stories_of_the_json_lines(#[values("datasets", "other")] fi
 }
 
 #[test]
+fn parquet_on_which_its_reader_panics_is_refused() {
+    let error = Dataset::from_bytes(FILE, &fixture("parquet/damaged.parquet"));
+    let error = error.expect_err("a refusal").to_string();
+    assert!(
+        error.contains(FILE) && error.contains("its reader fail"),
+        "{error}"
+    );
+}
+
+#[test]
 fn parquet_columns_that_lie_outside_the_file_are_refused() {
     let whole = fixture("parquet/datasets.parquet");
     let mut refused = 0;

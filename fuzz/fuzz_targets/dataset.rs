@@ -5,19 +5,18 @@
 use libfuzzer_sys::fuzz_target;
 use llama_quant::coqa::{Dataset, Scoring, Turns, items, prompt, references};
 
-/// Ends the process at a panic, as libFuzzer's own hook does, but not at those
-/// of the parquet crate, which the program takes for damage.
-fn end_at_our_own_panics() {
-    let end = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
+/// libFuzzer's own hook ends the process at every panic; those of the parquet
+/// crate are caught by the program. One that is not caught still ends it.
+fn end_at_panics_that_are_not_caught() {
+    std::panic::set_hook(Box::new(|info| {
         let place = info.location().map_or("", |place| place.file());
-        if !place.contains("/parquet-") {
-            end(info);
+        if !place.contains("/registry/") {
+            eprintln!("{info}");
         }
     }));
 }
 
-fuzz_target!(init: end_at_our_own_panics(), |bytes: &[u8]| {
+fuzz_target!(init: end_at_panics_that_are_not_caught(), |bytes: &[u8]| {
     let Ok(dataset) = Dataset::from_bytes("data", bytes) else {
         return;
     };
