@@ -209,7 +209,7 @@ impl Products {
         let size = tokens.next_power_of_two().max(8);
         let name = format!("few_{}_{}_{size}", few_name(linear.kind), what.name());
         let segments = linear.columns.div_ceil(SEGMENT);
-        let warps = if segments > 16 && size <= 32 { 16 } else { 8 };
+        let warps = if segments > 16 && size <= 16 { 16 } else { 8 };
         let buffers = if segments > warps { 2 } else { 1 };
         // 20 floats a token and warp; a table of 16 by 32 floats.
         let shared = 4 * (buffers * warps * size * 20 + 512);

@@ -351,7 +351,7 @@ DEV void many(const uint4* weight, const void* x, int columns, int tokens, const
 }
 
 #define FEW(NAME, KIND, BF, NT, WHAT)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(NT >= 8 ? 256 : 512) NAME(const uint4* weight, Parts parts,           \
+    extern "C" __global__ void __launch_bounds__((NT >= 4 ? 256 : 512), 1) NAME(const uint4* weight, Parts parts,           \
         const void* x, int columns, int tokens, const float* table, const float* map, Scales8 scales, Output out) {    \
         few<KIND, BF, NT, WHAT>(weight, parts, x, columns, tokens, table, map, scales, out);                           \
     }
