@@ -751,13 +751,21 @@ fn parquet_holds_the_stories_of_the_json_lines(#[values("datasets", "other")] fi
 }
 
 #[test]
-fn parquet_on_which_its_reader_panics_is_refused() {
+fn parquet_whose_pages_are_damaged_is_refused() {
     let error = Dataset::from_bytes(FILE, &fixture("parquet/damaged.parquet"));
     let error = error.expect_err("a refusal").to_string();
     assert!(
-        error.contains(FILE) && error.contains("its reader fail"),
+        error.contains(FILE) && error.contains("Required field"),
         "{error}"
     );
+}
+
+#[test]
+fn a_parquet_dictionary_that_claims_more_than_it_holds_is_refused() {
+    // Its reader would allocate 8.7 GB for it.
+    let error = Dataset::from_bytes(FILE, &fixture("parquet/huge-dictionary.parquet"));
+    let error = error.expect_err("a refusal").to_string();
+    assert!(error.contains("dictionary of 270549139 entries"), "{error}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use bytes::Bytes;
+use parquet::column::page::Page;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
 use parquet::errors::ParquetError;
@@ -19,6 +20,8 @@ use crate::error::{Error, Result};
 
 /// More rows than any file of stories has; a damaged count is not believed.
 const MOST_ROWS: i64 = 1 << 24;
+/// An entry of a dictionary: a number of 32 bits, or the length of a text.
+const LEAST_ENTRY_BYTES: usize = 4;
 
 /// The rows of a parquet file, each a JSON object in the hub's layout.
 pub(super) fn rows(path: &Path, bytes: &[u8]) -> Result<Vec<Value>> {
@@ -71,6 +74,28 @@ fn check_places(group: &dyn RowGroupReader, file: usize) -> std::result::Result<
     Ok(())
 }
 
+/// Refuses a dictionary with more entries than its bytes can hold: the crate
+/// makes room for all that are claimed.
+fn check_dictionary(
+    group: &dyn RowGroupReader,
+    index: usize,
+) -> std::result::Result<(), ParquetError> {
+    for page in group.get_column_page_reader(index)? {
+        if let Page::DictionaryPage {
+            buf, num_values, ..
+        } = page?
+            && num_values as usize > buf.len() / LEAST_ENTRY_BYTES
+        {
+            let found = format!(
+                "a dictionary of {num_values} entries in {} bytes",
+                buf.len()
+            );
+            return Err(ParquetError::General(found));
+        }
+    }
+    Ok(())
+}
+
 /// The rows of one row group.
 fn group_rows(group: &dyn RowGroupReader) -> std::result::Result<Vec<Value>, String> {
     let count = group.metadata().num_rows();
@@ -89,6 +114,7 @@ fn group_rows(group: &dyn RowGroupReader) -> std::result::Result<Vec<Value>, Str
             lists: described.max_rep_level(),
         };
         let name = parts.join(".");
+        check_dictionary(group, index).map_err(|e| format!("column {name}: {e}"))?;
         let whole = |e: ParquetError| format!("column {name}: {e}");
         let reader = group.get_column_reader(index).map_err(whole)?;
         let Some(values) = column(reader, count, levels).map_err(whole)? else {
