@@ -49,8 +49,8 @@ impl Plan {
                 prefill_tokens: vec![128, 256, 512, 1024],
                 batches: vec![1, 4, 8, 32, 128, 512],
                 cached_tokens: 128,
-                repetitions: 15,
-                steps: 64,
+                repetitions: 10,
+                steps: 32,
                 energy_seconds: 5.0,
             },
         }
@@ -293,15 +293,19 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
     }
 
     /// Gives the slots of the largest batch the tokens that a step finds in its
-    /// cache, one slot a call, so that a chunk of an engine need not hold them
-    /// all.
+    /// cache, as many slots a call as the engine best takes.
     fn fill(&mut self) -> Result<()> {
-        for slot in 0..self.plan.slots() {
-            self.decoder.prefill(&[Segment {
+        let tokens = &self.tokens[..self.plan.cached_tokens];
+        let together = (self.decoder.chunk_tokens() / tokens.len()).max(1);
+        let slots: Vec<usize> = (0..self.plan.slots()).collect();
+        for some in slots.chunks(together) {
+            let segment = |&slot: &usize| Segment {
                 slot,
                 start: 0,
-                tokens: &self.tokens[..self.plan.cached_tokens],
-            }])?;
+                tokens,
+            };
+            let segments: Vec<Segment<'_>> = some.iter().map(segment).collect();
+            self.decoder.prefill(&segments)?;
         }
         Ok(())
     }

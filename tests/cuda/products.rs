@@ -4,7 +4,9 @@
 use half::f16;
 use llama_quant::engine::cuda::kernels::{Kernels, QUANTISE, TOKEN};
 use llama_quant::engine::cuda::linear::{Packer, Tables};
-use llama_quant::engine::cuda::product::{Output, Products, What, activation_at, programs};
+use llama_quant::engine::cuda::product::{
+    Output, Path, Products, Room, What, activation_at, programs,
+};
 use llama_quant::quant::{Code4, Compute, Format, Weight};
 use llama_quant::source::origin::Origin;
 use rstest::rstest;
@@ -23,6 +25,10 @@ fn plain(weight: &Weight, compute: Compute) -> Vec<f64> {
         Weight::Int8(_) => panic!("INT8 is compared with the host's own product"),
     };
     values.into_iter().map(f64::from).collect()
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
 #[rstest]
@@ -48,20 +54,6 @@ fn products_agree_with_f64_and_do_not_depend_on_the_number_of_tokens(
 ) {
     const TOKENS: usize = 300;
     let card = card();
-    let mut needed = vec![QUANTISE, TOKEN];
-    needed.extend(programs(format, compute));
-    let kernels = Kernels::load(&card, &needed).expect("the kernels");
-    let tables = Tables::new(&card).expect("tables");
-    let origin = Origin::Random { seed: 2 };
-    let packer =
-        Packer::new(&card, &kernels, &tables, &origin, false, rows * columns).expect("staging");
-    let linear = packer
-        .pack(format, compute, &[("w", rows)], columns, false)
-        .expect("a weight");
-    let elements = rows.next_multiple_of(16) * columns;
-    let products = Products::new(&card, &kernels, format, compute, TOKENS, columns, elements)
-        .expect("products");
-
     // Activations as the engine has them: 16-bit, some large ones among them.
     let mut random = Random::new(7);
     let x: Vec<f32> = (0..TOKENS * columns)
@@ -81,38 +73,59 @@ fn products_agree_with_f64_and_do_not_depend_on_the_number_of_tokens(
         }
     }
     let device_x = card.copied("activations", &laid).expect("activations");
-    let run = |tokens: usize| -> Vec<f32> {
-        // Poisoned, so that an output nobody writes shows.
-        let poison = vec![f32::NAN; tokens * rows];
-        let y = card.copied("results", &poison).expect("results");
-        let out = Output {
-            to: y.at(0),
-            ..Output::default()
+    let origin = Origin::Random { seed: 2 };
+    let through = |path: Path| -> Vec<f32> {
+        let mut needed = vec![QUANTISE, TOKEN];
+        needed.extend(programs(format, compute, path));
+        let kernels = Kernels::load(&card, &needed).expect("the kernels");
+        let tables = Tables::new(&card).expect("tables");
+        let packer =
+            Packer::new(&card, &kernels, &tables, &origin, false, rows * columns).expect("staging");
+        let linear = packer
+            .pack(format, compute, &[("w", rows)], columns, false)
+            .expect("a weight");
+        let room = Room {
+            format,
+            compute,
+            path,
+            tokens: TOKENS,
+            columns,
+            elements: rows.next_multiple_of(16) * columns,
         };
-        products
-            .run(&linear, device_x.at(0), tokens, What::Store, out)
-            .expect("a product");
-        card.download(&y, 0, tokens * rows).expect("results")
+        let products = Products::new(&card, &kernels, room).expect("products");
+        let run = |tokens: usize| -> Vec<f32> {
+            // Poisoned, so that an output nobody writes shows.
+            let poison = vec![f32::NAN; tokens * rows];
+            let y = card.copied("results", &poison).expect("results");
+            let out = Output {
+                to: y.at(0),
+                ..Output::default()
+            };
+            products
+                .run(&linear, device_x.at(0), tokens, What::Store, out)
+                .expect("a product");
+            card.download(&y, 0, tokens * rows).expect("results")
+        };
+        let all = run(TOKENS);
+        for tokens in [1, 2, 5, 8, 9, 16, 17, 31, 33, 64, 65, 127, 129, 200] {
+            let some = run(tokens);
+            let same = same_bits(&some, &all[..some.len()]);
+            assert!(
+                same,
+                "{format:?} {path:?}: {tokens} tokens differ from {TOKENS}"
+            );
+        }
+        all
     };
-    let all = run(TOKENS);
-    for tokens in [1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 127, 129, 200] {
-        let some = run(tokens);
-        let same = some
-            .iter()
-            .zip(&all)
-            .all(|(a, b)| a.to_bits() == b.to_bits());
-        assert!(same, "{format:?}: {tokens} tokens differ from {TOKENS}");
-    }
+    let all = through(Path::Portable);
+    let fastest = through(Path::of(&card));
+    assert!(same_bits(&fastest, &all), "{format:?}: paths differ");
 
     let values = origin.f16("w", &[rows, columns]).expect("numbers");
     let host = Weight::pack(format, values, rows, columns).expect("a format");
     if let Format::Int8 { .. } = format {
         let wanted = host.product(&x);
-        let differ = all
-            .iter()
-            .zip(&wanted)
-            .filter(|(a, b)| a.to_bits() != b.to_bits());
-        assert_eq!(differ.count(), 0, "{format:?}: not the host's bits");
+        assert!(same_bits(&all, &wanted), "{format:?}: not the host's bits");
         return;
     }
     let w = plain(&host, compute);

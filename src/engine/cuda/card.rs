@@ -13,6 +13,8 @@ use crate::quant::size::MIB;
 
 /// The oldest architecture whose tensor cores and copies the kernels use.
 const OLDEST: (i32, i32) = (8, 0);
+/// The architecture that has kernels of its own.
+pub(super) const HOPPER: (i32, i32) = (9, 0);
 
 /// An NVIDIA GPU with a context and one stream that all work goes through.
 #[derive(Clone)]
@@ -98,6 +100,15 @@ unsafe impl Plain for f32 {}
 unsafe impl Plain for f64 {}
 // SAFETY: a transparent u16.
 unsafe impl Plain for half::f16 {}
+
+/// How the copy engine of Hopper walks over rows of memory; mirrors the driver's
+/// `CUtensorMap`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct TensorMap([u64; 16]);
+
+// SAFETY: integers without gaps.
+unsafe impl Plain for TensorMap {}
 
 /// Arguments of one launch, copied bytewise.
 #[derive(Default)]
@@ -354,6 +365,45 @@ impl Card {
             .map_err(failed("copying to the device"))
     }
 
+    /// A map of `rows` rows of `bytes` bytes each at `address`, one after the
+    /// other, of which a copy takes `copied_rows` rows of `copied_bytes`; what
+    /// lies outside is zeros. All bytes in multiples of 16.
+    pub fn tensor_map(
+        &self,
+        address: u64,
+        (rows, bytes): (usize, usize),
+        (copied_rows, copied_bytes): (usize, usize),
+    ) -> Result<TensorMap> {
+        use sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_INT64;
+        use sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+        use sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE;
+        use sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+        use sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE;
+        // In numbers of 8 bytes, since a copy takes at most 256 of a row.
+        let (size, part) = ([bytes as u64 / 8, rows as u64], copied_bytes as u32 / 8);
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the arrays have two entries, strides one less.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                CU_TENSOR_MAP_DATA_TYPE_INT64,
+                2,
+                address as *mut c_void,
+                size.as_ptr(),
+                [bytes as u64].as_ptr(),
+                [part, copied_rows as u32].as_ptr(),
+                [1, 1].as_ptr(),
+                CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_NONE,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(failed("describing a matrix to the copy engine"))?;
+        Ok(TensorMap(map.opaque))
+    }
+
     /// Launches `kernel` on `grid` blocks with `shared` bytes of dynamic shared
     /// memory. What the kernel itself does wrong shows in a later call.
     pub fn launch(
@@ -428,13 +478,33 @@ impl Card {
             .map_err(failed("binding the device's context"))
     }
 
-    /// Lets blocks of `function` use `bytes` of shared memory.
+    /// Lets blocks of `function` use `bytes` of shared memory. All functions
+    /// split the cache of a multiprocessor in the same way, since blocks of two
+    /// kernels share one only if they agree about that.
     pub(super) fn allow_shared(&self, function: sys::CUfunction, bytes: u32) -> Result<()> {
-        let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: a valid function of this context.
-        unsafe { sys::cuFuncSetAttribute(function, which, bytes as i32) }
-            .result()
-            .map_err(failed("raising the limit of shared memory"))
+        use CUfunction_attribute as Attribute;
+        for (which, value) in [
+            (
+                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                bytes as i32,
+            ),
+            (
+                Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                100,
+            ),
+        ] {
+            // SAFETY: a valid function of this context.
+            unsafe { sys::cuFuncSetAttribute(function, which, value) }
+                .result()
+                .map_err(failed("raising the limit of shared memory"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a block can have more than 100 KiB of shared memory: the cards
+    /// for data centres can.
+    pub fn has_large_shared(&self) -> bool {
+        matches!(self.capability, (8, 0) | (9, _) | (10, _))
     }
 
     /// Shared memory that one block can have at most, in bytes.

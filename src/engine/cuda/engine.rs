@@ -8,8 +8,9 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::card::{Arguments, Buffer, Card, Pinned, Plain, failed};
 use super::kernels::{ATTENTION, Kernels, QUANTISE, TOKEN};
+use super::linear::Linear;
 use super::model::{Layer, Model, check as check_shape};
-use super::product::{Output, Products, What, programs};
+use super::product::{Input, Output, Path, Products, Room, What, programs};
 use crate::engine::decoder::{Decoder, Segment, check};
 use crate::error::{Error, Result};
 use crate::quant::{Compute, Format};
@@ -85,6 +86,9 @@ pub struct CudaEngine {
     card: Card,
     held: Vec<usize>,
     context: usize,
+    /// Slot, token and position of each row that the device would take next by
+    /// itself; empty if it was given something else since the last step.
+    following: Vec<(usize, u32, usize)>,
 }
 
 /// How a call's attention runs.
@@ -94,6 +98,16 @@ enum Attention {
     Prefill(usize),
     /// One token a row, caches of up to this many chunks.
     Decode(usize),
+    /// The same where one block can hold them all.
+    Step(usize),
+}
+
+/// Most warps of a block of `attention_step_*`, one a chunk.
+const STEP_CHUNKS: usize = 8;
+
+/// Keys and values of one chunk and head.
+const fn chunk_bytes(head_dim: usize) -> usize {
+    2 * CHUNK_POSITIONS * head_dim * 2
 }
 
 impl CudaEngine {
@@ -123,7 +137,8 @@ impl CudaEngine {
             ));
         }
         let mut wanted = vec![QUANTISE, TOKEN, ATTENTION];
-        wanted.extend(programs(format, compute));
+        let path = Path::of(card);
+        wanted.extend(programs(format, compute, path));
         let kernels = Kernels::load(card, &wanted)?;
         let context = context.next_multiple_of(CHUNK_POSITIONS);
         let model = Model::load(card, &kernels, config, weights, format, compute, context)?;
@@ -136,7 +151,7 @@ impl CudaEngine {
         let keys = card.zeros("keys", (fit + 1) * slot_bytes)?;
         let values = card.zeros("values", (fit + 1) * slot_bytes)?;
         // Loaded now, since a function cannot be loaded while a graph is captured.
-        let parts = ["prefill", "decode", "combine"];
+        let parts = ["prefill", "decode", "combine", "step"];
         let attention = parts.map(|part| format!("attention_{part}_{}", config.head_dim));
         let others = [
             "embed",
@@ -150,15 +165,15 @@ impl CudaEngine {
         }
         let linears = config.layer_linears();
         let widest = linears.iter().map(|&(_, _, columns)| columns).max();
-        let products = Products::new(
-            card,
-            &kernels,
+        let room = Room {
             format,
             compute,
-            work.rows,
-            widest.unwrap_or_default(),
-            model.largest_linear(),
-        )?;
+            path,
+            tokens: work.rows,
+            columns: widest.unwrap_or_default(),
+            elements: model.largest_linear(),
+        };
+        let products = Products::new(card, &kernels, room)?;
         card.wait("preparing the engine")?;
         Ok(Self {
             graphs: HashMap::new(),
@@ -171,6 +186,7 @@ impl CudaEngine {
             card: card.clone(),
             held: vec![0; fit],
             context,
+            following: Vec::new(),
         })
     }
 
@@ -179,14 +195,7 @@ impl CudaEngine {
         &self.model
     }
 
-    fn norm(
-        &self,
-        rows: Option<&Buffer>,
-        count: usize,
-        weight: &Buffer,
-        bf16: bool,
-        best: bool,
-    ) -> Result<()> {
+    fn norm(&self, rows: Option<&Buffer>, count: usize, weight: &Buffer, bf16: bool) -> Result<()> {
         let arguments = Arguments::new()
             .with(self.work.x.at(0))
             .with(rows.map_or(0, |b| b.at(0)))
@@ -195,9 +204,32 @@ impl CudaEngine {
             .with(self.model.config.hidden as i32)
             .with(self.work.h.at(0))
             .with(i32::from(bf16))
-            .with(if best { self.work.best.at(0) } else { 0 });
+            .with(self.work.best.at(0));
         self.kernels
             .launch("rms_norm", (count, 1, 1), 256, 0, arguments)
+    }
+
+    /// The norm of the residual stream and the product after it.
+    fn normed(
+        &self,
+        norm: &Buffer,
+        linear: &Linear,
+        rows: usize,
+        bf16: bool,
+        what: What,
+        out: Output,
+    ) -> Result<()> {
+        if self.products.steps(linear, rows) {
+            let input = Input::Residual {
+                x: self.work.x.at(0),
+                norm: norm.at(0),
+                eps: self.model.config.rms_norm_eps,
+            };
+            return self.products.step(linear, input, rows, what, out);
+        }
+        self.norm(None, rows, norm, bf16)?;
+        self.products
+            .run(linear, self.work.h.at(0), rows, what, out)
     }
 
     /// Embeds `rows` tokens and runs the layers on them.
@@ -208,7 +240,8 @@ impl CudaEngine {
             .with(table.weight.at(0))
             .with(work.tokens.at(0))
             .with(work.x.at(0))
-            .with(config.hidden as i32);
+            .with(config.hidden as i32)
+            .with(work.best.at(0));
         self.kernels
             .launch("embed", (rows, 1, 1), 256, 0, arguments)?;
         for (i, layer) in self.model.layers.iter().enumerate() {
@@ -234,13 +267,36 @@ impl CudaEngine {
             act_bf16: i32::from(bf16),
             ..Output::default()
         };
-        self.norm(None, rows, &layer.input_norm, bf16, false)?;
-        self.products.run(&layer.qkv, h, rows, What::Store, store)?;
+        self.normed(
+            &layer.input_norm,
+            &layer.qkv,
+            rows,
+            bf16,
+            What::Store,
+            store,
+        )?;
         let layer_bytes = self.keys.bytes() / config.layers;
         let (keys, values) = (
             self.keys.at(i * layer_bytes),
             self.values.at(i * layer_bytes),
         );
+        match attention {
+            Attention::Step(chunks) => self.attention_step(keys, values, rows, chunks, bf16)?,
+            _ => {
+                self.rope_cache(keys, values, rows)?;
+                self.attention(keys, values, rows, attention, bf16)?;
+            }
+        }
+        self.products.run(&layer.o, h, rows, What::Add, add)?;
+        let norm = &layer.post_attention_norm;
+        self.normed(norm, &layer.gate_up, rows, bf16, What::SwiGlu, swiglu)?;
+        self.products
+            .run(&layer.down, work.act.at(0), rows, What::Add, add)
+    }
+
+    /// Rotates queries and keys and writes the cache.
+    fn rope_cache(&self, keys: u64, values: u64, rows: usize) -> Result<()> {
+        let (config, work) = (&self.model.config, &self.work);
         let arguments = Arguments::new()
             .with(work.qkv.at(0))
             .with(work.slots.at(0))
@@ -255,14 +311,40 @@ impl CudaEngine {
             .with(keys)
             .with(values);
         self.kernels
-            .launch("rope_cache", (rows, 1, 1), 256, 0, arguments)?;
-        self.attention(keys, values, rows, attention, bf16)?;
-        self.products.run(&layer.o, h, rows, What::Add, add)?;
-        self.norm(None, rows, &layer.post_attention_norm, bf16, false)?;
-        self.products
-            .run(&layer.gate_up, h, rows, What::SwiGlu, swiglu)?;
-        self.products
-            .run(&layer.down, work.act.at(0), rows, What::Add, add)
+            .launch("rope_cache", (rows, 1, 1), 256, 0, arguments)
+    }
+
+    /// The attention of one token a row over at most `chunks` chunks, rotation
+    /// and cache write included.
+    fn attention_step(
+        &self,
+        keys: u64,
+        values: u64,
+        rows: usize,
+        chunks: usize,
+        bf16: bool,
+    ) -> Result<()> {
+        let (config, work) = (&self.model.config, &self.work);
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        let arguments = Arguments::new()
+            .with(work.qkv.at(0))
+            .with(work.slots.at(0))
+            .with(work.positions.at(0))
+            .with(self.model.cosines.at(0))
+            .with(self.model.sines.at(0))
+            .with(keys)
+            .with(values)
+            .with(config.heads as i32)
+            .with(config.kv_heads as i32)
+            .with(self.context as i32)
+            .with(scale)
+            .with(work.h.at(0))
+            .with(i32::from(bf16));
+        let name = format!("attention_step_{}", config.head_dim);
+        let shared = chunks * chunk_bytes(config.head_dim);
+        let grid = (config.kv_heads, rows, 1);
+        self.kernels
+            .launch(&name, grid, 32 * chunks, shared, arguments)
     }
 
     fn attention(
@@ -289,12 +371,12 @@ impl CudaEngine {
                     .with(scale)
                     .with(work.h.at(0))
                     .with(i32::from(bf16));
-                let shared = 2 * 2 * CHUNK_POSITIONS * head_dim * 2;
+                let shared = 2 * chunk_bytes(head_dim);
                 let name = format!("attention_prefill_{head_dim}");
                 self.kernels
                     .launch(&name, (stretches, heads, 1), 128, shared, arguments)
             }
-            Attention::Decode(chunks) => {
+            Attention::Decode(chunks) | Attention::Step(chunks) => {
                 let warps = 256 / head_dim;
                 let arguments = Arguments::new()
                     .with(work.q.at(0))
@@ -308,7 +390,7 @@ impl CudaEngine {
                     .with(chunks as i32)
                     .with(scale)
                     .with(work.partial.at(0));
-                let shared = warps * 2 * CHUNK_POSITIONS * head_dim * 2;
+                let shared = warps * chunk_bytes(head_dim);
                 let name = format!("attention_decode_{head_dim}");
                 let grid = (chunks.div_ceil(warps), kv_heads, rows);
                 self.kernels
@@ -330,8 +412,6 @@ impl CudaEngine {
     /// The final norm and the head on `count` rows; the rows are those listed in
     /// `wanted`, or the first ones.
     fn head(&self, wanted: bool, count: usize, logits: bool) -> Result<()> {
-        let rows = wanted.then_some(&self.work.wanted);
-        self.norm(rows, count, &self.model.norm, false, true)?;
         let out = Output {
             to: match &self.work.logits {
                 Some(buffer) if logits => buffer.at(0),
@@ -340,17 +420,18 @@ impl CudaEngine {
             best: self.work.best.at(0),
             ..Output::default()
         };
-        self.products.run(
-            self.model.head(),
-            self.work.h.at(0),
-            count,
-            What::Likeliest,
-            out,
-        )
+        let (norm, head) = (&self.model.norm, self.model.head());
+        if !wanted {
+            return self.normed(norm, head, count, false, What::Likeliest, out);
+        }
+        self.norm(Some(&self.work.wanted), count, norm, false)?;
+        self.products
+            .run(head, self.work.h.at(0), count, What::Likeliest, out)
     }
 
     /// Brings one piece of a prefill to the card and runs its layers.
-    fn run_piece(&self, piece: &[Segment<'_>]) -> Result<usize> {
+    fn run_piece(&mut self, piece: &[Segment<'_>]) -> Result<usize> {
+        self.following.clear();
         let (mut tokens, mut slots, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         let mut stretches = Vec::new();
         for segment in piece {
@@ -439,7 +520,12 @@ impl CudaEngine {
             // Waited for also after an error of the host, so that no step is
             // still running when somebody looks at the slots again.
             self.card.wait("running a decode step")?;
-            next.extend_from_slice(&self.work.chosen.values()[..rows.len()]);
+            let chosen = &self.work.chosen.values()[..rows.len()];
+            next.extend_from_slice(chosen);
+            let rows = rows.iter().zip(chosen);
+            self.following = rows
+                .map(|(&(slot, _, at), &next)| (slot, next, at + 1))
+                .collect();
         }
         host.unwrap_or_else(beside)?;
         Ok(next)
@@ -457,6 +543,23 @@ impl CudaEngine {
         let chunks = (longest / CHUNK_POSITIONS + 1)
             .next_power_of_two()
             .clamp(4.min(most), most);
+        // After a step the device has its own tokens at hand. Rows that only fill
+        // up the batch would move on too, so they are always given anew.
+        if rows.len() != batch || self.following != rows {
+            self.give_rows(rows, batch)?;
+        }
+        self.following.clear();
+        if !self.graphs.contains_key(&(batch, chunks)) {
+            let graph = self.capture(batch, chunks)?;
+            self.graphs.insert((batch, chunks), graph);
+        }
+        self.graphs[&(batch, chunks)]
+            .launch()
+            .map_err(failed("launching a decode step"))
+    }
+
+    /// Brings the rows of a step to the device, filled up to `batch`.
+    fn give_rows(&mut self, rows: &[(usize, u32, usize)], batch: usize) -> Result<()> {
         let idle = self.held.len() as u32;
         let step = self.work.step.values_mut();
         for i in 0..batch {
@@ -468,19 +571,13 @@ impl CudaEngine {
             step[2 * batch + i] = position;
         }
         // The copies stay outside the graph, which is kept for a batch size.
-        let values = self.work.step.values();
-        self.card.upload(&self.work.tokens, 0, &values[..batch])?;
-        self.card
-            .upload(&self.work.slots, 0, &values[batch..2 * batch])?;
-        self.card
-            .upload(&self.work.positions, 0, &values[2 * batch..3 * batch])?;
-        if !self.graphs.contains_key(&(batch, chunks)) {
-            let graph = self.capture(batch, chunks)?;
-            self.graphs.insert((batch, chunks), graph);
+        let (work, values) = (&self.work, self.work.step.values());
+        let mut at = 0;
+        for to in [&work.tokens, &work.slots, &work.positions] {
+            self.card.upload(to, 0, &values[at..at + batch])?;
+            at += batch;
         }
-        self.graphs[&(batch, chunks)]
-            .launch()
-            .map_err(failed("launching a decode step"))
+        Ok(())
     }
 
     /// Captures one decode step of `batch` rows.
@@ -499,7 +596,13 @@ impl CudaEngine {
     }
 
     fn step_kernels(&self, batch: usize, chunks: usize) -> Result<()> {
-        self.layers(batch, Attention::Decode(chunks))?;
+        let fits = chunks * chunk_bytes(self.model.config.head_dim);
+        let attention = if chunks <= STEP_CHUNKS && fits <= self.kernels.most_shared() as usize {
+            Attention::Step(chunks)
+        } else {
+            Attention::Decode(chunks)
+        };
+        self.layers(batch, attention)?;
         self.head(false, batch, false)?;
         let arguments = Arguments::new()
             .with(self.work.best.at(0))

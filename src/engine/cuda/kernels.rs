@@ -12,7 +12,7 @@ use cudarc::nvrtc::sys as nvrtc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::card::{Arguments, Card, Kernel, cache_folder, failed};
+use super::card::{Arguments, Card, HOPPER, Kernel, cache_folder, failed};
 use crate::error::{Error, Result};
 use crate::record::replace;
 use crate::source::hex;
@@ -28,12 +28,14 @@ pub struct Program {
 
 const COMMON: &str = include_str!("kernels/common.cuh");
 const PRODUCT: &str = include_str!("kernels/product.cu");
+const STEP: &str = include_str!("kernels/step.cu");
+const WIDE: &str = include_str!("kernels/wide.cu");
 
-/// Declares a program made from `product.cu`.
-const fn product(name: &'static str, define: &'static str) -> Program {
+/// Declares one set of kernels of a source that has several.
+const fn set(name: &'static str, source: &'static str, define: &'static str) -> Program {
     Program {
         name,
-        source: PRODUCT,
+        source,
         define: Some(define),
     }
 }
@@ -53,16 +55,25 @@ pub const ATTENTION: Program = Program {
     source: include_str!("kernels/attention.cu"),
     define: None,
 };
-pub const FEW_F16: Program = product("few_f16", "FEW_F16");
-pub const FEW_4BIT: Program = product("few_bit4", "FEW_4BIT");
-pub const FEW_4BIT_BF16: Program = product("few_bit4_bf16", "FEW_4BIT_BF16");
-pub const FEW_INT8: Program = product("few_int8", "FEW_INT8");
-pub const MANY_F16: Program = product("many_f16", "MANY_F16");
-pub const MANY_BF16: Program = product("many_bf16", "MANY_BF16");
-pub const MANY_INT8: Program = product("many_int8", "MANY_INT8");
+pub const FEW_F16: Program = set("few_f16", PRODUCT, "FEW_F16");
+pub const FEW_4BIT: Program = set("few_bit4", PRODUCT, "FEW_4BIT");
+pub const FEW_4BIT_BF16: Program = set("few_bit4_bf16", PRODUCT, "FEW_4BIT_BF16");
+pub const FEW_INT8: Program = set("few_int8", PRODUCT, "FEW_INT8");
+pub const STEP_F16: Program = set("step_f16", STEP, "STEP_F16");
+pub const STEP_4BIT: Program = set("step_bit4", STEP, "STEP_4BIT");
+pub const STEP_4BIT_BF16: Program = set("step_bit4_bf16", STEP, "STEP_4BIT_BF16");
+pub const STEP_INT8: Program = set("step_int8", STEP, "STEP_INT8");
+pub const MANY_F16: Program = set("many_f16", PRODUCT, "MANY_F16");
+pub const MANY_BF16: Program = set("many_bf16", PRODUCT, "MANY_BF16");
+pub const MANY_INT8: Program = set("many_int8", PRODUCT, "MANY_INT8");
 
-/// Every program there is.
-pub const PROGRAMS: [Program; 10] = [
+pub const WIDE_F16: Program = set("wide_f16", WIDE, "WIDE_F16");
+pub const WIDE_4BIT: Program = set("wide_bit4", WIDE, "WIDE_4BIT");
+pub const WIDE_4BIT_BF16: Program = set("wide_bit4_bf16", WIDE, "WIDE_4BIT_BF16");
+pub const WIDE_INT8: Program = set("wide_int8", WIDE, "WIDE_INT8");
+
+/// Every program there is. Those named `wide` are empty but for Hopper.
+pub const PROGRAMS: [Program; 18] = [
     QUANTISE,
     TOKEN,
     ATTENTION,
@@ -70,9 +81,17 @@ pub const PROGRAMS: [Program; 10] = [
     FEW_4BIT,
     FEW_4BIT_BF16,
     FEW_INT8,
+    STEP_F16,
+    STEP_4BIT,
+    STEP_4BIT_BF16,
+    STEP_INT8,
     MANY_F16,
     MANY_BF16,
     MANY_INT8,
+    WIDE_F16,
+    WIDE_4BIT,
+    WIDE_4BIT_BF16,
+    WIDE_INT8,
 ];
 
 /// Marks a cached file of this layout: the mark, SHA-256 of the code, the code.
@@ -183,8 +202,13 @@ impl Program {
     }
 
     fn options(&self, capability: (i32, i32)) -> Vec<String> {
+        // The instructions of Hopper's warpgroups are in none of its successors.
+        let only = if capability == HOPPER { "a" } else { "" };
         let mut options = vec![
-            format!("--gpu-architecture=sm_{}{}", capability.0, capability.1),
+            format!(
+                "--gpu-architecture=sm_{}{}{only}",
+                capability.0, capability.1
+            ),
             "--std=c++17".to_owned(),
             "--fmad=false".to_owned(),
         ];
@@ -273,6 +297,9 @@ pub struct Kernels {
     most_shared: u32,
 }
 
+/// Shared memory that the kernels declare themselves at most, in bytes.
+const DECLARED_SHARED: u32 = 5120;
+
 struct Module {
     handle: cudarc::driver::sys::CUmodule,
     card: Card,
@@ -321,6 +348,11 @@ impl Kernels {
         })
     }
 
+    /// Bytes of dynamic shared memory that a block of any kernel can have.
+    pub fn most_shared(&self) -> u32 {
+        self.most_shared - DECLARED_SHARED
+    }
+
     /// The function `name`, allowed to use all shared memory of a block.
     pub fn get(&self, name: &str) -> Result<Kernel> {
         let known = self.functions.read().map_or(None, |f| f.get(name).cloned());
@@ -355,8 +387,7 @@ impl Kernels {
             let symbol = CString::new(name).expect("a name without zeros");
             // SAFETY: a loaded module.
             if let Ok(function) = unsafe { result::module::get_function(module.handle, symbol) } {
-                // Static shared memory counts too; few kernels have any, and little.
-                self.card.allow_shared(function, self.most_shared - 1024)?;
+                self.card.allow_shared(function, self.most_shared())?;
                 return Ok(Kernel {
                     function,
                     name: name.into(),

@@ -1,8 +1,9 @@
 //! Products of packed weights with activations, and what becomes of the sums.
 
-use super::card::{Arguments, Buffer, Card, Plain};
+use super::card::{Arguments, Buffer, Card, HOPPER, Plain};
 use super::kernels::{
     FEW_4BIT, FEW_4BIT_BF16, FEW_F16, FEW_INT8, Kernels, MANY_BF16, MANY_F16, MANY_INT8, Program,
+    STEP_4BIT, STEP_4BIT_BF16, STEP_F16, STEP_INT8, WIDE_4BIT, WIDE_4BIT_BF16, WIDE_F16, WIDE_INT8,
 };
 use super::linear::{Kind, Linear, TILE_ROWS, Tables, stride};
 use crate::error::Result;
@@ -12,6 +13,13 @@ use crate::quant::{Compute, Format};
 const SEGMENT: usize = 256;
 /// Most tokens that `few_*` serves.
 pub const FEW: usize = 64;
+/// Most tokens that `step_*` serves.
+const STEP: usize = 8;
+/// Warps of a block of `step_*`.
+const STEP_WARPS: usize = 16;
+/// Most bytes that sums of segments should take in `step_*`, so that the blocks
+/// of two kernels fit into a multiprocessor.
+const MOST_SUMS_BYTES: usize = 8 << 10;
 
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +44,30 @@ impl What {
         }
     }
 }
+
+/// Where the activations of a product come from, by address.
+#[derive(Debug, Clone, Copy)]
+pub enum Input {
+    /// 16-bit, see [`activation_at`].
+    Activations(u64),
+    /// The residual stream, `[tokens][columns]` f32, and the RMSNorm before the
+    /// product.
+    Residual { x: u64, norm: u64, eps: f32 },
+}
+
+/// Mirrors the kernels' `Source`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    x: u64,
+    norm: u64,
+    act: u64,
+    eps: f32,
+    threshold: f32,
+}
+
+// SAFETY: numbers without gaps, as the kernels declare them.
+unsafe impl Plain for Source {}
 
 /// Where results go, by address; mirrors the kernels' `Output`.
 #[repr(C)]
@@ -69,8 +101,9 @@ pub struct Products {
     card: Card,
     kernels: Kernels,
     tables: Tables,
+    path: Path,
     int8: Option<Int8Scratch>,
-    /// One 4-bit matrix in 16 bits, for products of many tokens.
+    /// Portable path: one 4-bit matrix in 16 bits, for products of many tokens.
     unpacked: Option<Buffer>,
 }
 
@@ -82,44 +115,91 @@ struct Int8Scratch {
     outliers: Buffer,
 }
 
-/// Programs that the products of a format need; the head is FP16 in all.
-pub fn programs(format: Format, compute: Compute) -> Vec<Program> {
-    let mut programs = vec![FEW_F16, MANY_F16];
-    match (format, compute) {
-        (Format::Fp16, _) => {}
-        (Format::Bnb4 { .. }, Compute::Bf16) => programs.extend([FEW_4BIT_BF16, MANY_BF16]),
-        (Format::Bnb4 { .. }, _) => programs.push(FEW_4BIT),
-        (Format::Int8 { .. }, _) => programs.extend([FEW_INT8, MANY_INT8]),
+/// Which kernels multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Those of every supported card.
+    Portable,
+    /// `wide_*` instead of `many_*`: warpgroups, which take several tokens in
+    /// every format.
+    Hopper,
+}
+
+impl Path {
+    /// The fastest one on this card.
+    pub fn of(card: &Card) -> Self {
+        if card.capability == HOPPER {
+            Self::Hopper
+        } else {
+            Self::Portable
+        }
     }
+}
+
+/// Programs that the products of a format need; the head is FP16 in all.
+pub fn programs(format: Format, compute: Compute, path: Path) -> Vec<Program> {
+    let mut programs = vec![STEP_F16, FEW_F16];
+    programs.push(match path {
+        Path::Portable => MANY_F16,
+        Path::Hopper => WIDE_F16,
+    });
+    programs.extend(match (format, compute) {
+        (Format::Fp16, _) => Vec::new(),
+        (Format::Bnb4 { .. }, Compute::Bf16) => vec![STEP_4BIT_BF16, FEW_4BIT_BF16],
+        (Format::Bnb4 { .. }, _) => vec![STEP_4BIT, FEW_4BIT],
+        (Format::Int8 { .. }, _) => vec![STEP_INT8, FEW_INT8],
+    });
+    programs.extend(match (format, compute, path) {
+        (Format::Fp16, ..) => None,
+        (Format::Bnb4 { .. }, Compute::Bf16, Path::Portable) => Some(MANY_BF16),
+        (Format::Bnb4 { .. }, _, Path::Portable) => None,
+        (Format::Int8 { .. }, _, Path::Portable) => Some(MANY_INT8),
+        (Format::Bnb4 { .. }, Compute::Bf16, Path::Hopper) => Some(WIDE_4BIT_BF16),
+        (Format::Bnb4 { .. }, _, Path::Hopper) => Some(WIDE_4BIT),
+        (Format::Int8 { .. }, _, Path::Hopper) => Some(WIDE_INT8),
+    });
     programs
 }
 
+/// What products are made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    pub format: Format,
+    pub compute: Compute,
+    pub path: Path,
+    /// Most tokens of a call.
+    pub tokens: usize,
+    /// Columns of the widest matrix.
+    pub columns: usize,
+    /// Numbers of the largest matrix, padding included.
+    pub elements: usize,
+}
+
 impl Products {
-    /// Scratch for `tokens` of at most `columns`, and for 4-bit matrices of at
-    /// most `elements`. `kernels` holds [`programs`].
-    pub fn new(
-        card: &Card,
-        kernels: &Kernels,
-        format: Format,
-        compute: Compute,
-        tokens: usize,
-        columns: usize,
-        elements: usize,
-    ) -> Result<Self> {
+    /// Scratch as `room` says. `kernels` holds [`programs`].
+    pub fn new(card: &Card, kernels: &Kernels, room: Room) -> Result<Self> {
+        let Room {
+            format,
+            compute,
+            path,
+            columns,
+            ..
+        } = room;
         let zeros = |bytes: usize| card.zeros("scratch of the products", bytes);
-        let tokens = tokens.next_multiple_of(8);
-        let (mut few, mut many) = (vec!["f16"], vec!["f16"]);
+        let tokens = room.tokens.next_multiple_of(8);
         let (mut int8, mut unpacked) = (None, None);
+        let mut kinds = vec!["f16"];
         match format {
             Format::Fp16 => {}
             Format::Bnb4 { .. } => {
-                unpacked = Some(zeros(2 * elements)?);
-                few.push(if compute == Compute::Bf16 {
+                kinds.push(if compute == Compute::Bf16 {
                     "bit4_bf16"
                 } else {
                     "bit4"
                 });
-                many.extend((compute == Compute::Bf16).then_some("bf16"));
+                if path == Path::Portable {
+                    unpacked = Some(zeros(2 * room.elements)?);
+                }
             }
             Format::Int8 { .. } => {
                 int8 = Some(Int8Scratch {
@@ -128,22 +208,38 @@ impl Products {
                     count: zeros(4 * tokens)?,
                     outliers: zeros(4 * tokens * columns)?,
                 });
-                few.push("int8");
-                many.push("int8");
+                kinds.push("int8");
             }
         }
         // Loaded now, since a function cannot be loaded while a graph is captured.
         for what in [What::Store, What::Add, What::SwiGlu, What::Likeliest] {
             let name = what.name();
-            let has = |kind: &&&str| what != What::Likeliest || **kind == "f16";
-            for kind in few.iter().filter(has) {
-                for size in [8, 16, 32, 64] {
-                    kernels.get(&format!("few_{kind}_{name}_{size}"))?;
+            for &kind in &kinds {
+                if what == What::Likeliest && kind != "f16" {
+                    continue;
                 }
-            }
-            for kind in many.iter().filter(has) {
-                for size in [64, 128] {
-                    kernels.get(&format!("many_{kind}_{name}_{size}"))?;
+                let mut names = vec![format!("step_{kind}_{name}")];
+                // The residual stream is added to, never normed and added.
+                if what != What::Add {
+                    names.push(format!("step_{kind}_normed_{name}"));
+                }
+                names.extend([8, 16, 32, 64].map(|size| format!("few_{kind}_{name}_{size}")));
+                match path {
+                    Path::Hopper => {
+                        let shapes = SHAPES.map(|shape| shape.name);
+                        names.extend(shapes.map(|shape| format!("wide_{kind}_{name}_{shape}")));
+                    }
+                    Path::Portable => {
+                        let kind = match kind {
+                            "bit4" => "f16",
+                            "bit4_bf16" => "bf16",
+                            other => other,
+                        };
+                        names.extend([64, 128].map(|size| format!("many_{kind}_{name}_{size}")));
+                    }
+                }
+                for name in names {
+                    kernels.get(&name)?;
                 }
             }
         }
@@ -151,6 +247,7 @@ impl Products {
             card: card.clone(),
             kernels: kernels.clone(),
             tables: Tables::new(card)?,
+            path,
             int8,
             unpacked,
         })
@@ -165,6 +262,9 @@ impl Products {
         what: What,
         out: Output,
     ) -> Result<()> {
+        if self.steps(linear, tokens) {
+            return self.step(linear, Input::Activations(x), tokens, what, out);
+        }
         let out = Output {
             rows: linear.rows as i32,
             ..out
@@ -190,10 +290,181 @@ impl Products {
                 .launch("quantise_tokens", (tokens, 1, 1), 256, 0, arguments)?;
             x = int8.x.at(0);
         }
-        if tokens <= FEW {
-            self.few(linear, x, tokens, what, scales, out)
-        } else {
-            self.many(linear, x, tokens, what, scales, out)
+        // Too large activations for `step_*` are left to `few_*` everywhere.
+        match self.path {
+            Path::Hopper if tokens > STEP => self.wide(linear, x, tokens, what, scales, out),
+            _ if tokens <= FEW => self.few(linear, x, tokens, what, scales, out),
+            _ => self.many(linear, x, tokens, what, scales, out),
+        }
+    }
+
+    fn wide(
+        &self,
+        linear: &Linear,
+        x: u64,
+        tokens: usize,
+        what: What,
+        scales: Scales8,
+        out: Output,
+    ) -> Result<()> {
+        let full = |shape: &Shape| {
+            let blocks = linear.rows.div_ceil(shape.rows) * tokens.div_ceil(shape.tokens);
+            10 * blocks >= 7 * self.card.multiprocessors
+        };
+        let [thirty_two, sixty_four, tall, large] = &SHAPES;
+        let shape = match tokens {
+            ..=32 => thirty_two,
+            33..=64 => sixty_four,
+            _ if full(large) => large,
+            _ => tall,
+        };
+        // As in kernels/wide.cu: tables from a multiple of 4096; 128 bytes of
+        // activations a stage, and what belongs to them of a row of weights.
+        let (tables, part, act_bytes) = match linear.kind {
+            Kind::Bit4 { .. } => (2 * 4096 + 1024, 32, 2),
+            Kind::Int8 { .. } => (128, 128, 1),
+            Kind::F16 => (128, 128, 2),
+        };
+        let tiles = linear.rows.div_ceil(TILE_ROWS);
+        let weight = self.card.tensor_map(
+            linear.weight.at(0),
+            (tiles, linear.weight.bytes() / tiles),
+            (shape.rows / TILE_ROWS, TILE_ROWS * part),
+        )?;
+        let act = self.card.tensor_map(
+            x,
+            (tokens.div_ceil(8), 8 * act_bytes * linear.columns),
+            (shape.tokens / 8, 8 * 128),
+        )?;
+        let (table, map) = self.tables_of(linear.kind);
+        let arguments = Arguments::new()
+            .with(weight)
+            .with(act)
+            .with(linear.weight.at(0))
+            .with(linear.parts)
+            .with(linear.columns as i32)
+            .with(tokens as i32)
+            .with(table)
+            .with(map)
+            .with(scales)
+            .with(out);
+        let shared = tables + 6 * (shape.rows * part + shape.tokens * 128);
+        let name = format!(
+            "wide_{}_{}_{}",
+            few_name(linear.kind),
+            what.name(),
+            shape.name
+        );
+        let grid = (
+            tokens.div_ceil(shape.tokens),
+            linear.rows.div_ceil(shape.rows),
+            1,
+        );
+        self.kernels
+            .launch(&name, grid, shape.threads, shared, arguments)
+    }
+
+    /// Whether [`Products::step`] serves so many tokens.
+    pub fn steps(&self, linear: &Linear, tokens: usize) -> bool {
+        tokens <= STEP && self.step_shared(linear, tokens) <= self.kernels.most_shared() as usize
+    }
+
+    /// Bytes of shared memory of `step_*`, in the order that the kernel has it.
+    fn step_shared(&self, linear: &Linear, tokens: usize) -> usize {
+        let columns = linear.columns;
+        // As `Stage` in kernels/step.cu; the table begins at a multiple of its size.
+        let (tables, deep, stage, column) = match linear.kind {
+            Kind::F16 if self.card.has_large_shared() => (0, 3, 2048, 2),
+            Kind::F16 => (0, 2, 2048, 2),
+            Kind::Bit4 { .. } => (2 * 4096 + 1024, 2, 2048 + 256, 2),
+            // FP16, its codes, and the columns of outliers.
+            Kind::Int8 { .. } => (0, 2, 2048, 2 + 1 + 2),
+        };
+        let sums = sums_bytes(columns, tokens, self.step_group(linear, tokens));
+        tables + STEP_WARPS * deep * stage + sums + tokens * columns * column
+    }
+
+    /// Warps of `step_*` that share a tile: as few as keep all warps busy, since
+    /// what a warp sums alone needs no barrier.
+    fn step_group(&self, linear: &Linear, tokens: usize) -> usize {
+        let tiles = linear.rows.div_ceil(TILE_ROWS);
+        let warps = self.card.multiprocessors * STEP_WARPS;
+        // A thread finishes each output of a tile.
+        let mut group = tokens.div_ceil(2).next_power_of_two().max(2);
+        while group < STEP_WARPS
+            && (10 * tiles * group < 9 * warps
+                || sums_bytes(linear.columns, tokens, group) > MOST_SUMS_BYTES)
+            && group < linear.columns.div_ceil(SEGMENT)
+        {
+            group *= 2;
+        }
+        group
+    }
+
+    /// A product of a few tokens with what comes before it, for which
+    /// [`Products::steps`] holds.
+    pub fn step(
+        &self,
+        linear: &Linear,
+        input: Input,
+        tokens: usize,
+        what: What,
+        out: Output,
+    ) -> Result<()> {
+        let group = self.step_group(linear, tokens);
+        let tiles = linear.rows.div_ceil(TILE_ROWS);
+        let blocks = tiles.min(self.card.multiprocessors);
+        let (table, map) = self.tables_of(linear.kind);
+        let mut source = Source {
+            x: 0,
+            norm: 0,
+            act: 0,
+            eps: 0.0,
+            threshold: 0.0,
+        };
+        match input {
+            Input::Activations(act) => source.act = act,
+            Input::Residual { x, norm, eps } => {
+                source = Source {
+                    x,
+                    norm,
+                    eps,
+                    ..source
+                }
+            }
+        }
+        if let Kind::Int8 { threshold } = linear.kind {
+            source.threshold = threshold;
+        }
+        let arguments = Arguments::new()
+            .with(linear.weight.at(0))
+            .with(linear.parts)
+            .with(source)
+            .with(linear.columns as i32)
+            .with(tokens as i32)
+            .with(group as i32)
+            .with(table)
+            .with(map)
+            .with(linear.row_absmax.as_ref().map_or(0, |b| b.at(0)))
+            .with(Output {
+                rows: linear.rows as i32,
+                ..out
+            });
+        let normed = match input {
+            Input::Activations(_) => "",
+            Input::Residual { .. } => "normed_",
+        };
+        let name = format!("step_{}_{normed}{}", few_name(linear.kind), what.name());
+        let shared = self.step_shared(linear, tokens);
+        self.kernels
+            .launch(&name, (blocks, 1, 1), 32 * STEP_WARPS, shared, arguments)
+    }
+
+    /// The values of a 4-bit code and the dynamic map.
+    fn tables_of(&self, kind: Kind) -> (u64, u64) {
+        match kind {
+            Kind::Bit4 { code, .. } => (self.tables.values(code), self.tables.map()),
+            _ => (0, 0),
         }
     }
 
@@ -213,10 +484,7 @@ impl Products {
         let buffers = if segments > warps { 2 } else { 1 };
         // 20 floats a token and warp; a table of 16 by 32 floats.
         let shared = 4 * (buffers * warps * size * 20 + 512);
-        let (table, map) = match linear.kind {
-            Kind::Bit4 { code, .. } => (self.tables.values(code), self.tables.map()),
-            _ => (0, 0),
-        };
+        let (table, map) = self.tables_of(linear.kind);
         let arguments = Arguments::new()
             .with(linear.weight.at(0))
             .with(linear.parts)
@@ -283,6 +551,47 @@ impl Products {
         let grid = (groups, tokens.div_ceil(size), 1);
         self.kernels.launch(&name, grid, 256, shared, arguments)
     }
+}
+
+/// Rows and tokens of a block of `wide_*`.
+struct Shape {
+    name: &'static str,
+    rows: usize,
+    tokens: usize,
+    threads: usize,
+}
+
+const SHAPES: [Shape; 4] = [
+    Shape {
+        name: "32",
+        rows: 64,
+        tokens: 32,
+        threads: 256,
+    },
+    Shape {
+        name: "64",
+        rows: 64,
+        tokens: 64,
+        threads: 256,
+    },
+    Shape {
+        name: "128",
+        rows: 64,
+        tokens: 128,
+        threads: 384,
+    },
+    Shape {
+        name: "128_128",
+        rows: 128,
+        tokens: 128,
+        threads: 384,
+    },
+];
+
+/// Bytes of the sums of segments in `step_*`: two sets for each group of warps,
+/// 20 floats a token and segment.
+fn sums_bytes(columns: usize, tokens: usize, group: usize) -> usize {
+    2 * (STEP_WARPS / group) * columns.div_ceil(SEGMENT) * tokens * 20 * 4
 }
 
 fn few_name(kind: Kind) -> &'static str {

@@ -113,18 +113,14 @@ struct Stretch {
     int row, length, slot, start;
 };
 
-DEV i64 cached_at(int slot, int head, int position, int kv_heads, int context, int head_dim) {
-    return (((i64)slot * kv_heads + head) * context + position) * head_dim;
-}
-
 // One block: a stretch and a head; 4 warps of 16 tokens. out: 16-bit
 // activations of heads * HD columns.
 template <int HD>
 DEV void prefill(const u16* q, const Stretch* stretches, const u16* keys, const u16* values, int heads, int kv_heads,
                  int context, float scale, u16* out, int bf16) {
     extern __shared__ uint4 shared[]; // [2][keys, values][64][HD]
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
     const Stretch stretch = stretches[blockIdx.x];
     const int head = blockIdx.y, kv = head / (heads / kv_heads);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -200,8 +196,8 @@ template <int HD, int WARPS>
 DEV void decode(const u16* q, const int* slots, const int* positions, const u16* keys, const u16* values, int heads,
                 int kv_heads, int context, int chunks, float scale, float* partial) {
     extern __shared__ uint4 shared[]; // [warps][keys, values][64][HD]
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int chunk = blockIdx.x * WARPS + warp, kv = blockIdx.y, row = blockIdx.z, group = heads / kv_heads;
     const int position = positions[row];
@@ -243,19 +239,13 @@ DEV void decode(const u16* q, const int* slots, const int* positions, const u16*
     }
 }
 
-// One warp a row and head: merges the chunks in order.
-template <int HD>
-DEV void combine(const float* partial, const int* positions, int heads, int chunks, u16* out, int bf16) {
-    pdl_wait();
-    pdl_launch();
-    const int lane = threadIdx.x & 31, head = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), row = blockIdx.y;
-    if (head >= heads) return;
-    const int n = positions[row] / CHUNK + 1;
-    const float* from = partial + ((i64)row * heads + head) * chunks * (HD + 2);
+// One warp: merges `n` chunks of a head in order; they lie `stride` floats apart.
+template <int HD> DEV void merge(const float* from, int n, int stride, u16* out, int row, int column, int columns, int bf16) {
+    const int lane = threadIdx.x & 31;
     float m = __int_as_float(0xff800000), l = 0.0f, o[HD / 32];
 #pragma unroll
     for (int j = 0; j < HD / 32; j++) o[j] = 0.0f;
-    for (int chunk = 0; chunk < n; chunk++, from += HD + 2) {
+    for (int chunk = 0; chunk < n; chunk++, from += stride) {
         Weights w = weights_of(m, from[HD]);
         m = w.m;
         l = merged(l, from[HD + 1], w);
@@ -265,8 +255,112 @@ DEV void combine(const float* partial, const int* positions, int heads, int chun
 #pragma unroll
     for (int j = 0; j < HD / 32; j++) {
         float v = __fdiv_rn(o[j], l);
-        out[at16(row, head * HD + lane + 32 * j, heads * HD)] = bf16 ? pack1<true>(v) : pack1<false>(v);
+        out[at16(row, column + lane + 32 * j, columns)] = bf16 ? pack1<true>(v) : pack1<false>(v);
     }
+}
+
+// One warp a row and head.
+template <int HD>
+DEV void combine(const float* partial, const int* positions, int heads, int chunks, u16* out, int bf16) {
+    pdl_launch();
+    pdl_wait();
+    const int head = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), row = blockIdx.y;
+    if (head >= heads) return;
+    merge<HD>(partial + ((i64)row * heads + head) * chunks * (HD + 2), positions[row] / CHUNK + 1, HD + 2, out, row,
+              head * HD, heads * HD, bf16);
+}
+
+// The whole attention of a decode step whose cache has no more chunks than the
+// block has warps: rotary embedding, the cache write, every chunk, the merge.
+// One block: a sequence and the heads that share keys and values. What the
+// cache held before this step is loaded before the kernel ahead has ended.
+template <int HD>
+DEV void attend_step(const float* qkv, const int* slots, const int* positions, const float* cosines, const float* sines,
+                     u16* keys, u16* values, int heads, int kv_heads, int context, float scale, u16* out, int bf16) {
+    extern __shared__ uint4 shared[]; // [warps][keys, values][64][HD]; then [warps][heads of the group][HD + 2]
+    __shared__ u32 q[16][HD / 2 + 4]; // spread over the banks
+    pdl_launch();
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int kv = blockIdx.x, row = blockIdx.y, group = heads / kv_heads;
+    const int slot = slots[row], position = positions[row];
+    constexpr int LINE = HD / 8, SIZE = CHUNK * LINE, HALF = HD / 2;
+    uint4* mine = shared + warp * 2 * SIZE;
+    const i64 base = cached_at(slot, kv, 0, kv_heads, context, HD);
+    if (warp * CHUNK <= position) {
+        for (int i = lane; i < SIZE; i += 32) {
+            int r = warp * CHUNK + i / LINE, part = i % LINE;
+            bool there = r < position;
+            i64 from = base + (there ? (i64)r * HD + part * 8 : 0);
+            copy16(mine + swizzled<HD>(i / LINE, part), keys + from, there);
+            copy16(mine + SIZE + swizzled<HD>(i / LINE, part), values + from, there);
+        }
+    }
+    copy_commit();
+    // Of the thread's first pairs: the tables are there already.
+    float cosine[2] = {0.0f, 0.0f}, sine[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        int i = threadIdx.x + n * blockDim.x;
+        if (i >= (group + 1) * HALF) continue;
+        cosine[n] = cosines[(i64)position * HALF + i % HALF], sine[n] = sines[(i64)position * HALF + i % HALF];
+    }
+    pdl_wait();
+    const float* from = qkv + (i64)row * (heads + 2 * kv_heads) * HD;
+    copy_wait<0>();
+    __syncthreads(); // zeros of the new position are there, and can be written over
+    uint4* last = shared + position / CHUNK * 2 * SIZE;
+    const int r = position % CHUNK;
+#pragma unroll 2
+    for (int i = threadIdx.x, n = 0; i < (group + 1) * HALF; i += blockDim.x, n++) {
+        int h = i / HALF, d = i % HALF;
+        const float* pair = from + (h < group ? kv * group + h : heads + kv) * HD;
+        float c = n == 0 ? cosine[0] : n == 1 ? cosine[1] : cosines[(i64)position * HALF + d];
+        float s = n == 0 ? sine[0] : n == 1 ? sine[1] : sines[(i64)position * HALF + d];
+        u16 low, high;
+        rotate(pair[d], pair[HALF + d], c, s, low, high);
+        if (h < group) {
+            ((u16*)q[h])[d] = low, ((u16*)q[h])[HALF + d] = high;
+        } else {
+            u16* to = keys + base + (i64)position * HD;
+            to[d] = low, to[HALF + d] = high;
+            ((u16*)(last + swizzled<HD>(r, d / 8)))[d % 8] = low;
+            ((u16*)(last + swizzled<HD>(r, (HALF + d) / 8)))[d % 8] = high;
+        }
+    }
+    for (int d = threadIdx.x; d < HD; d += blockDim.x) {
+        u16 value = float_to_half(from[(heads + kv_heads + kv) * HD + d]);
+        values[base + (i64)position * HD + d] = value;
+        ((u16*)(last + SIZE + swizzled<HD>(r, d / 8)))[d % 8] = value;
+    }
+    __syncthreads();
+    if (warp * CHUNK <= position) {
+        u32 a[HD / 16][4];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            bool there = g + 8 * h < group;
+#pragma unroll
+            for (int k = 0; k < HD / 16; k++) {
+                a[k][h] = there ? q[g + 8 * h][k * 8 + t] : 0u;
+                a[k][2 + h] = there ? q[g + 8 * h][k * 8 + 4 + t] : 0u;
+            }
+        }
+        Partial<HD> p;
+        int limit[2] = {position, position};
+        attend<HD>(p, a, mine, mine + SIZE, warp * CHUNK, limit, scale);
+        __syncwarp();
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (g + 8 * h >= group) continue;
+            float* to = (float*)mine + (g + 8 * h) * (HD + 2);
+#pragma unroll
+            for (int n = 0; n < HD / 8; n++) *(float2*)(to + n * 8 + 2 * t) = make_float2(p.o[n][2 * h], p.o[n][2 * h + 1]);
+            if (t == 0) *(float2*)(to + HD) = make_float2(p.m[h], p.l[h]);
+        }
+    }
+    __syncthreads();
+    for (int h = warp; h < group; h += blockDim.x >> 5)
+        merge<HD>((const float*)shared + h * (HD + 2), position / CHUNK + 1, 2 * SIZE * 4, out, row, (kv * group + h) * HD,
+                  heads * HD, bf16);
 }
 
 #define ATTENTION(HD, WARPS)                                                                                           \
@@ -284,6 +378,13 @@ DEV void combine(const float* partial, const int* positions, int heads, int chun
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         attention_combine_##HD(const float* partial, const int* positions, int heads, int chunks, u16* out, int bf16) {\
         combine<HD>(partial, positions, heads, chunks, out, bf16);                                                     \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        attention_step_##HD(const float* qkv, const int* slots, const int* positions, const float* cosines,            \
+                            const float* sines, u16* keys, u16* values, int heads, int kv_heads, int context,          \
+                            float scale, u16* out, int bf16) {                                                         \
+        attend_step<HD>(qkv, slots, positions, cosines, sines, keys, values, heads, kv_heads, context, scale, out,     \
+                        bf16);                                                                                         \
     }
 ATTENTION(64, 4)
 ATTENTION(128, 2)

@@ -76,16 +76,16 @@ template <int LEFT> DEV void copy_wait() { asm volatile("cp.async.wait_group %0;
 // --- tensor cores
 template <bool BF> DEV void mma16(float c[4], const u32 a[4], u32 b0, u32 b1) {
     if (BF)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 DEV void mma8(int c[4], const u32 a[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -96,6 +96,25 @@ DEV i64 at16(int token, int k, int columns) {
 }
 DEV i64 at8(int token, int k, int columns) {
     return ((i64)(token >> 3) * (columns >> 4) + (k >> 4)) * 128 + (token & 7) * 16 + (k & 15);
+}
+
+// --- where weights lie: place of (packed row, k) in elements of the format
+DEV i64 at_f16(int row, int k, int columns) {
+    int kk = k & 15;
+    int lane = (row & 7) * 4 + ((kk & 7) >> 1);
+    int reg = ((row >> 3) & 1) + 2 * (kk >> 3);
+    return (((i64)(row >> 4) * (columns >> 4) + (k >> 4)) * 32 + lane) * 8 + reg * 2 + (kk & 1);
+}
+DEV i64 at_i8(int row, int k, int columns) {
+    int kk = k & 31;
+    int lane = (row & 7) * 4 + ((kk & 15) >> 2);
+    int reg = ((row >> 3) & 1) + 2 * (kk >> 4);
+    return (((i64)(row >> 4) * (columns >> 5) + (k >> 5)) * 32 + lane) * 16 + reg * 4 + (kk & 3);
+}
+
+// --- where keys and values of a layer lie: [slot][kv head][position][head_dim] FP16
+DEV i64 cached_at(int slot, int head, int position, int kv_heads, int context, int head_dim) {
+    return (((i64)slot * kv_heads + head) * context + position) * head_dim;
 }
 
 // --- several matrices packed as one: one after the other (q, k, v), or in
@@ -147,4 +166,115 @@ DEV float exp_of(float x) {
 }
 DEV float silu_times(float gate, float up) {
     return __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, exp_of(-gate))), up);
+}
+
+// --- products: what becomes of a sum
+#define STORE 0    // to[token][row], f32
+#define ADD 1      // to[token][row] += sum, the residual stream
+#define SWIGLU 2   // silu(gate) * up to 16-bit activations of the next product
+#define LIKELIEST 3 // the largest logit of each token; stored too if `to` is given
+
+struct Output {
+    float* to;      // STORE, ADD, LIKELIEST
+    u16* act;       // SWIGLU: [token / 8][k / 8][token % 8][k % 8]
+    u64* best;      // LIKELIEST: one rank a token
+    int rows;       // packed rows that exist
+    int act_bf16;   // SWIGLU: the activations are BF16
+};
+#define F16_WEIGHT 0
+#define BIT4_WEIGHT 1
+#define INT8_WEIGHT 2
+
+// One thread an output e: row e % 16 of the tile, token e / 16; whole warps
+// call it. `before` is what ADD adds to. What LIKELIEST ranks.
+template <int WHAT> DEV u64 finish(float y, float before, bool real, int token, int e, int tile, const Output& out) {
+    const int row = tile * 16 + (e & 15);
+    float* to = out.to + (i64)token * out.rows + row;
+    if (WHAT == STORE && real) *to = y;
+    if (WHAT == ADD && real) *to = __fadd_rn(before, y);
+    if (WHAT == SWIGLU) {
+        float up = __shfl_down_sync(FULL, y, 8);
+        if (real && !(e & 8)) {
+            float v = silu_times(y, up);
+            out.act[at16(token, tile * 8 + (e & 7), out.rows / 2)] = out.act_bf16 ? pack1<true>(v) : pack1<false>(v);
+        }
+    }
+    if (WHAT != LIKELIEST || !real) return 0;
+    if (out.to) *to = y;
+    return rank_of(y, (u32)row);
+}
+// The best of a token's 16 threads to its place.
+DEV void offer(u64 best, int token, int tokens, int e, const Output& out) {
+    for (int d = 8; d; d >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
+    if (token < tokens && (e & 15) == 0) atomicMax(out.best + token, best);
+}
+
+// One output of LLM.int8 in the CPU's order of operations. outlier(i): a column
+// in the high half, its FP16 activation in the low; by rising column.
+template <class F>
+DEV float int8_result(int sum, int row, float row_absmax, float token_absmax, int outliers, F outlier,
+                      const u8* weight, int columns) {
+    float y = __fmul_rn((float)sum, __fmul_rn(__fmul_rn(token_absmax, row_absmax), 1.0f / (127.0f * 127.0f)));
+    if (outliers) {
+        float step = __fdiv_rn(row_absmax, 127.0f);
+#pragma unroll 2
+        for (int i = 0; i < outliers; i++) {
+            u32 one = outlier(i);
+            float w = half_rounded(__fmul_rn((float)(signed char)weight[at_i8(row, one >> 16, columns)], step));
+            y = __fadd_rn(y, __fmul_rn(half_to_float((u16)one), w));
+        }
+    }
+    return half_rounded(y);
+}
+
+// Two outputs of a thread: rows g and g + 8 of a tile, where SwiGLU has gate and
+// up. The 8 threads of a token call it together. `before` is what ADD adds to:
+// all of a thread's are loaded before the first is stored.
+template <int WHAT> DEV void load_before(float before[2], int token, int tokens, int tile, int g, const Output& out) {
+    for (int h = 0; h < 2; h++) {
+        const int row = tile * 16 + g + 8 * h;
+        before[h] = WHAT == ADD && token < tokens && row < out.rows ? out.to[(i64)token * out.rows + row] : 0.0f;
+    }
+}
+template <int WHAT>
+DEV void finish_pair(const float y[2], const float before[2], int token, int tokens, int tile, int g, const Output& out) {
+    const bool there = token < tokens;
+    u64 best = 0;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int row = tile * 16 + g + 8 * h;
+        if (!there || row >= out.rows) continue;
+        float* to = out.to + (i64)token * out.rows + row;
+        if (WHAT == STORE) *to = y[h];
+        if (WHAT == ADD) *to = __fadd_rn(before[h], y[h]);
+        if (WHAT == LIKELIEST && out.to) *to = y[h];
+        if (WHAT == LIKELIEST) best = larger(best, rank_of(y[h], (u32)row));
+    }
+    if (WHAT == SWIGLU && there) {
+        float v = silu_times(y[0], y[1]);
+        out.act[at16(token, tile * 8 + g, out.rows / 2)] = out.act_bf16 ? pack1<true>(v) : pack1<false>(v);
+    }
+    if (WHAT == LIKELIEST) {
+        for (int d = 4; d < 32; d <<= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
+        if (there && g == 0) atomicMax(out.best + token, best);
+    }
+}
+
+// LLM.int8: what turns integers into numbers.
+struct Scales8 {
+    const float* row_absmax; // [packed rows]
+    const float* token_absmax; // [tokens]
+    const int* outlier_count; // [tokens]
+    const u32* outliers; // [tokens][k]: column in the high half, FP16 in the low
+};
+DEV float result8(int sum, int row, int token, const Scales8& s, const void* weight, int columns) {
+    const u32* outliers = s.outliers + (i64)token * columns;
+    return int8_result(sum, row, s.row_absmax[row], s.token_absmax[token], s.outlier_count[token],
+                       [&](int i) { return outliers[i]; }, (const u8*)weight, columns);
+}
+
+// Rotary embedding of one pair (Su et al. 2021), rounded to FP16.
+DEV void rotate(float a, float b, float cosine, float sine, u16& low, u16& high) {
+    low = float_to_half(__fsub_rn(__fmul_rn(a, cosine), __fmul_rn(b, sine)));
+    high = float_to_half(__fadd_rn(__fmul_rn(b, cosine), __fmul_rn(a, sine)));
 }

@@ -3,50 +3,7 @@
 // segments of k. `many_*` serves any number: 128 rows by 128 or 64 tokens a
 // block. Both add in the order that common.cuh states, so their bits agree.
 
-// What becomes of a sum.
-#define STORE 0    // to[token][row], f32
-#define ADD 1      // to[token][row] += sum, the residual stream
-#define SWIGLU 2   // silu(gate) * up to 16-bit activations of the next product
-#define LIKELIEST 3 // the largest logit of each token; stored too if `to` is given
-
-struct Output {
-    float* to;      // STORE, ADD, LIKELIEST
-    u16* act;       // SWIGLU: [token / 8][k / 8][token % 8][k % 8]
-    u64* best;      // LIKELIEST: one rank a token
-    int rows;       // packed rows that exist
-    int act_bf16;   // SWIGLU: the activations are BF16
-};
-// LLM.int8: what turns integers into numbers.
-struct Scales8 {
-    const float* row_absmax; // [packed rows]
-    const float* token_absmax; // [tokens]
-    const int* outlier_count; // [tokens]
-    const u32* outliers; // [tokens][k]: column in the high half, FP16 in the low
-};
-
-// --- one output element of LLM.int8, in the CPU's order of operations
-DEV float int8_result(int sum, int row, int token, const Scales8& s, const u8* weight, int columns) {
-    float scale = s.row_absmax[row];
-    float y = __fmul_rn((float)sum, __fmul_rn(__fmul_rn(s.token_absmax[token], scale), 1.0f / (127.0f * 127.0f)));
-    int count = s.outlier_count[token];
-    if (count) {
-        float step = __fdiv_rn(scale, 127.0f);
-        const u32* outliers = s.outliers + (i64)token * columns;
-        for (int i = 0; i < count; i++) {
-            int k = outliers[i] >> 16, kk = k & 31;
-            i64 at = (((i64)(row >> 4) * (columns >> 5) + (k >> 5)) * 32 + (row & 7) * 4 + ((kk & 15) >> 2)) * 16 +
-                     (((row >> 3) & 1) + 2 * (kk >> 4)) * 4 + (kk & 3);
-            float w = half_rounded(__fmul_rn((float)(signed char)weight[at], step));
-            y = __fadd_rn(y, __fmul_rn(half_to_float((u16)outliers[i]), w));
-        }
-    }
-    return half_rounded(y);
-}
-
 // --- weights in registers: 64 columns of a tile, as words of four mma
-#define F16_WEIGHT 0
-#define BIT4_WEIGHT 1
-#define INT8_WEIGHT 2
 template <int KIND> struct Unit;
 template <> struct Unit<F16_WEIGHT> { uint4 v[4]; };
 template <> struct Unit<BIT4_WEIGHT> { uint4 v[1]; };
@@ -88,8 +45,8 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
         for (int i = threadIdx.x; i < 512; i += blockDim.x) values[i] = table[i >> 5];
         __syncthreads();
     }
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
 
     // Every thread finishes some of the 16 x 8 * NT outputs, always the same.
     constexpr int OUTPUTS = 16 * 8 * NT;
@@ -206,25 +163,10 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
         int token = e >> 4, row = tile * 16 + (e & 15);
         bool real = token < tokens && row < out.rows;
         float y = 0.0f;
-        if (real) y = KIND == INT8_WEIGHT ? int8_result(total8[i], row, token, scales, (const u8*)weight, columns) : total[i];
-        if (WHAT == STORE && real) out.to[(i64)token * out.rows + row] = y;
-        if (WHAT == ADD && real) {
-            float* to = out.to + (i64)token * out.rows + row;
-            *to = __fadd_rn(*to, y);
-        }
-        if (WHAT == SWIGLU) {
-            float up = __shfl_down_sync(FULL, y, 8);
-            if (real && !(e & 8)) {
-                float v = silu_times(y, up);
-                out.act[at16(token, tile * 8 + (e & 7), out.rows / 2)] = out.act_bf16 ? pack1<true>(v) : pack1<false>(v);
-            }
-        }
-        if (WHAT == LIKELIEST) {
-            if (real && out.to) out.to[(i64)token * out.rows + row] = y;
-            u64 best = real ? rank_of(y, (u32)row) : 0;
-            for (int d = 8; d; d >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
-            if (token < tokens && (e & 15) == 0) atomicMax(out.best + token, best);
-        }
+        if (real) y = KIND == INT8_WEIGHT ? result8(total8[i], row, token, scales, weight, columns) : total[i];
+        float before = WHAT == ADD && real ? out.to[(i64)token * out.rows + row] : 0.0f;
+        u64 best = finish<WHAT>(y, before, real, token, e, tile, out);
+        if (WHAT == LIKELIEST) offer(best, token, tokens, e, out);
     }
 }
 
@@ -233,8 +175,8 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
 template <int KIND, bool BF, int TN, int WHAT>
 DEV void many(const uint4* weight, const void* x, int columns, int tokens, const Scales8& scales, const Output& out) {
     extern __shared__ uint4 stage[];
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
     // In units of 16 bytes. A step is 128 bytes of k: 4 mma.
     constexpr int A = 8 * 4 * 32, B = TN * 8;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -309,44 +251,32 @@ DEV void many(const uint4* weight, const void* x, int columns, int tokens, const
     }
     copy_wait<0>();
 
+    float before[2][NT][2][2];
+#pragma unroll
+    for (int i = 0; i < 4 * NT; i++) {
+        const int r = i / (2 * NT), n = i / 2 % NT, j = i & 1;
+        load_before<WHAT>(before[r][n][j], token0 + (wt * NT + n) * 8 + 2 * t + j, tokens, tile0 + wr * 2 + r, g, out);
+    }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int tile = tile0 + wr * 2 + r;
         if (tile >= tiles) continue;
 #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            const int token_n = token0 + (wt * NT + n) * 8 + 2 * t;
+        for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int j = 0; j < 2; j++) { // tokens 2t and 2t + 1
-                int token = token_n + j;
+                const int token = token0 + (wt * NT + n) * 8 + 2 * t + j;
                 float y[2];
 #pragma unroll
                 for (int h = 0; h < 2; h++) { // rows g and g + 8
-                    int row = tile * 16 + g + 8 * h;
-                    bool real = token < tokens && row < out.rows;
+                    const int row = tile * 16 + g + 8 * h;
+                    const bool real = token < tokens && row < out.rows;
                     y[h] = total[r][n][2 * h + j];
                     if (KIND == INT8_WEIGHT)
-                        y[h] = real ? int8_result(acc8[r][n][2 * h + j], row, token, scales, (const u8*)weight, columns) : 0.0f;
-                    float* to = out.to + (i64)token * out.rows + row;
-                    if (real && WHAT == STORE) *to = y[h];
-                    if (real && WHAT == ADD) *to = __fadd_rn(*to, y[h]);
-                    if (real && WHAT == LIKELIEST && out.to) *to = y[h];
+                        y[h] = real ? result8(acc8[r][n][2 * h + j], row, token, scales, weight, columns) : 0.0f;
                 }
-                if (WHAT == SWIGLU && token < tokens) {
-                    float v = silu_times(y[0], y[1]);
-                    out.act[at16(token, tile * 8 + g, out.rows / 2)] = out.act_bf16 ? pack1<true>(v) : pack1<false>(v);
-                }
-                if (WHAT == LIKELIEST) {
-                    u64 best = 0;
-                    for (int h = 0; h < 2; h++) {
-                        int row = tile * 16 + g + 8 * h;
-                        if (token < tokens && row < out.rows) best = larger(best, rank_of(y[h], (u32)row));
-                    }
-                    for (int d = 4; d < 32; d <<= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
-                    if (token < tokens && g == 0) atomicMax(out.best + token, best);
-                }
+                finish_pair<WHAT>(y, before[r][n][j], token, tokens, tile, g, out);
             }
-        }
     }
 }
 

@@ -10,20 +10,7 @@ DEV int packed_row(const Parts& parts, int part, int row) {
     for (int p = 0; p < part; p++) row += parts.part[p].rows;
     return row;
 }
-// Place of (packed row, k) in the layouts above, in elements of the format.
-DEV i64 at_f16(int row, int k, int columns) {
-    int kk = k & 15;
-    int lane = (row & 7) * 4 + ((kk & 7) >> 1);
-    int reg = ((row >> 3) & 1) + 2 * (kk >> 3);
-    return (((i64)(row >> 4) * (columns >> 4) + (k >> 4)) * 32 + lane) * 8 + reg * 2 + (kk & 1);
-}
-DEV i64 at_i8(int row, int k, int columns) {
-    int kk = k & 31;
-    int lane = (row & 7) * 4 + ((kk & 15) >> 2);
-    int reg = ((row >> 3) & 1) + 2 * (kk >> 4);
-    return (((i64)(row >> 4) * (columns >> 5) + (k >> 5)) * 32 + lane) * 16 + reg * 4 + (kk & 3);
-}
-// In bytes; even columns are low nibbles.
+// Place of (packed row, k) in the 4-bit layout, in bytes; even columns are low nibbles.
 DEV i64 at_4bit(int row, int k, int columns) {
     int kk = k & 15;
     int lane = (row & 7) * 4 + ((kk & 7) >> 1);
@@ -169,8 +156,8 @@ template <bool BF> DEV void unpack_4bit_body(const uint4* packed, const Parts& p
     __shared__ float values[16];
     if (threadIdx.x < 16) values[threadIdx.x] = table[threadIdx.x];
     __syncthreads();
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
     int chunks = columns >> 6;
     i64 n = (i64)((parts.rows + 15) >> 4) * chunks * 32;
     GRID_STRIDE(i, n) {

@@ -2,16 +2,15 @@
 // quantisation to int8, rotary embedding with the cache write, and the choice
 // of the next token.
 
-// x[token][k] f32 from a table in the FP16 weight layout.
-extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const u32* tokens, float* x, int hidden) {
-    pdl_wait();
+// x[token][k] f32 from a table in the FP16 weight layout; clears best[token].
+extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const u32* tokens, float* x, int hidden, u64* best) {
     pdl_launch();
+    pdl_wait();
     int row = (int)tokens[blockIdx.x];
     for (int k = threadIdx.x; k < hidden; k += blockDim.x) {
-        int kk = k & 15, lane = (row & 7) * 4 + ((kk & 7) >> 1), reg = ((row >> 3) & 1) + 2 * (kk >> 3);
-        i64 at = (((i64)(row >> 4) * (hidden >> 4) + (k >> 4)) * 32 + lane) * 8 + reg * 2 + (kk & 1);
-        x[(i64)blockIdx.x * hidden + k] = half_to_float(table[at]);
+        x[(i64)blockIdx.x * hidden + k] = half_to_float(table[at_f16(row, k, hidden)]);
     }
+    if (threadIdx.x == 0) best[blockIdx.x] = 0;
 }
 
 // Sum over the block, the same in every thread, in one order. 256 threads.
@@ -30,8 +29,8 @@ DEV float block_sum(float v, float* shared) {
 extern "C" __global__ void __launch_bounds__(256)
     rms_norm(const float* x, const int* rows, const float* weight, float eps, int hidden, u16* to, int bf16, u64* best) {
     __shared__ float shared[8];
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
     int token = blockIdx.x;
     const float* from = x + (i64)(rows ? rows[token] : token) * hidden;
     float sum = 0.0f;
@@ -42,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256)
         float v = __fmul_rn(__fmul_rn(from[k], scale), weight[k]);
         to[at16(token, k, hidden)] = bf16 ? pack1<true>(v) : pack1<false>(v);
     }
-    if (best && threadIdx.x == 0) best[token] = 0;
+    if (threadIdx.x == 0) best[token] = 0;
 }
 
 // LLM.int8: one token's FP16 activations to int8, its outliers by rising
@@ -51,8 +50,8 @@ extern "C" __global__ void __launch_bounds__(256)
     quantise_tokens(const u16* x, int columns, float threshold, u8* to, float* token_absmax, int* outlier_count, u32* outliers) {
     __shared__ float largest_of[8];
     __shared__ int count_of[8];
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
     int token = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     float largest = 0.0f;
     for (int k = threadIdx.x * 8; k < columns; k += 2048) {
@@ -104,33 +103,28 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) token_absmax[token] = largest, outlier_count[token] = written;
 }
 
-// Where keys and values of a layer lie: [slot][kv head][position][head_dim] FP16.
-DEV i64 cached(int slot, int head, int position, int kv_heads, int context, int head_dim) {
-    return (((i64)slot * kv_heads + head) * context + position) * head_dim;
-}
-
 // Rotates queries and keys of qkv [token][(heads + 2 kv_heads) * head_dim] f32
 // and puts queries in q [token][heads * head_dim], keys and values in the cache.
 extern "C" __global__ void __launch_bounds__(256)
     rope_cache(const float* qkv, const int* slots, const int* positions, const float* cosines, const float* sines,
                int heads, int kv_heads, int head_dim, int context, u16* q, u16* keys, u16* values) {
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
     int token = blockIdx.x, half = head_dim / 2, slot = slots[token], position = positions[token];
     const float* from = qkv + (i64)token * (heads + 2 * kv_heads) * head_dim;
     for (int i = threadIdx.x; i < (heads + kv_heads) * half; i += blockDim.x) {
         int head = i / half, d = i % half;
         float a = from[head * head_dim + d], b = from[head * head_dim + half + d];
         float c = cosines[(i64)position * half + d], s = sines[(i64)position * half + d];
-        u16 low = float_to_half(__fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s)));
-        u16 high = float_to_half(__fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s)));
+        u16 low, high;
+        rotate(a, b, c, s, low, high);
         u16* to = head < heads ? q + (i64)token * heads * head_dim + head * head_dim
-                               : keys + cached(slot, head - heads, position, kv_heads, context, head_dim);
+                               : keys + cached_at(slot, head - heads, position, kv_heads, context, head_dim);
         to[d] = low, to[half + d] = high;
     }
     for (int i = threadIdx.x; i < kv_heads * head_dim; i += blockDim.x) {
         int head = i / head_dim, d = i % head_dim;
-        values[cached(slot, head, position, kv_heads, context, head_dim) + d] =
+        values[cached_at(slot, head, position, kv_heads, context, head_dim) + d] =
             float_to_half(from[(heads + kv_heads) * head_dim + i]);
     }
 }
@@ -138,8 +132,8 @@ extern "C" __global__ void __launch_bounds__(256)
 // The next token of every row; positions move on, so that the next step can
 // follow at once.
 extern "C" __global__ void choose(const u64* best, int n, u32* tokens, int* positions, u32* host) {
-    pdl_wait();
     pdl_launch();
+    pdl_wait();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     u32 token = 0xffffffffu - (u32)best[i];
