@@ -372,11 +372,11 @@ impl Products {
     /// Bytes of shared memory of `step_*`, in the order that the kernel has it.
     fn step_shared(&self, linear: &Linear, tokens: usize) -> usize {
         let columns = linear.columns;
-        // As `Stage` in kernels/step.cu; the table begins at a multiple of its size.
+        // As `Stage` in kernels/step.cu; where the table is, the table, the map.
         let (tables, deep, stage, column) = match linear.kind {
             Kind::F16 if self.card.has_large_shared() => (0, 3, 2048, 2),
             Kind::F16 => (0, 2, 2048, 2),
-            Kind::Bit4 { .. } => (2 * 4096 + 1024, 2, 2048 + 256, 2),
+            Kind::Bit4 { .. } => (2048 + 32768 + 1024, 2, 1024 + 256, 2),
             // FP16, its codes, and the columns of outliers.
             Kind::Int8 { .. } => (0, 2, 2048, 2 + 1 + 2),
         };

@@ -6,7 +6,11 @@
 
 #define WARPS 16
 #define PAD 20 // floats a token takes in `partial`: 16 rows, spread over the banks
-#define LINE 128 // 16-byte words of a stage
+// Where the table of pairs of 4-bit values lies in shared memory: a number the
+// compiler knows, so that a look-up needs no addition. What CUDA and the kernel
+// itself hold lies below.
+#define TABLE_AT 2048
+#define TABLE_BYTES (256 * 16 * 8)
 
 #if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
 #define F16_DEEP 3
@@ -21,11 +25,12 @@
 #define RESIDENT 1
 #endif
 
-// A stage of a warp's stream: 2048 bytes of a tile.
+// A stage of a warp's stream: chunks of 64 columns of a tile, how many are on
+// their way, and 16-byte words of its weights and of all.
 template <int KIND> struct Stage;
-template <> struct Stage<F16_WEIGHT> { enum { CHUNKS = 1, DEEP = F16_DEEP, WORDS = LINE }; };
-template <> struct Stage<BIT4_WEIGHT> { enum { CHUNKS = 4, DEEP = 2, WORDS = LINE + 16 }; }; // and 64 absmax values
-template <> struct Stage<INT8_WEIGHT> { enum { CHUNKS = 2, DEEP = 2, WORDS = LINE }; };
+template <> struct Stage<F16_WEIGHT> { enum { CHUNKS = 1, DEEP = F16_DEEP, LINE = 128, WORDS = LINE }; };
+template <> struct Stage<BIT4_WEIGHT> { enum { CHUNKS = 2, DEEP = 2, LINE = 64, WORDS = LINE + 16 }; }; // and 64 absmax values
+template <> struct Stage<INT8_WEIGHT> { enum { CHUNKS = 2, DEEP = 2, LINE = 128, WORDS = LINE }; };
 
 // Where a warp is in its stream.
 struct Cursor {
@@ -37,11 +42,9 @@ DEV void copy4(void* shared, const void* global) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
 }
-// Of what never changes while somebody reads it.
-DEV float load_shared(u32 at) {
-    float v;
-    asm("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at));
-    return v;
+// A pair of 4-bit values; the table never changes while somebody reads it.
+DEV void load_pair(u32 at, float& low, float& high) {
+    asm("ld.shared.v2.f32 {%0, %1}, [%2 + 2048];" : "=f"(low), "=f"(high) : "r"(at));
 }
 // What other multiprocessors wrote a moment ago.
 DEV float load_fresh(const float* p) {
@@ -86,9 +89,10 @@ struct Tokens8 {
 // Half a block brings one token to shared memory. 256 threads; `scratch` has
 // room for 16 numbers. norm: the thread's first weights.
 #define HELD 8 // columns of a thread that stay in registers
-#define HELD_NORM 7 // of the norm: one more would not fit
+// Of the norm, as many as there are registers for.
+template <int KIND> struct Norm { enum { COUNT = KIND == F16_WEIGHT ? 8 : KIND == BIT4_WEIGHT ? 6 : 5 }; };
 template <int KIND, bool BF, bool NORMED>
-DEV void bring(const Source& from, const float (&norm)[HELD_NORM], int token, int tokens, int columns, u16* act, u8* codes,
+DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int token, int tokens, int columns, u16* act, u8* codes,
                const Tokens8& int8, float* scratch, int thread, int id) {
     const int warp = thread >> 5, lane = thread & 31;
     auto put = [&](int k, u16 bits) {
@@ -123,7 +127,7 @@ DEV void bring(const Source& from, const float (&norm)[HELD_NORM], int token, in
         };
 #pragma unroll
         for (int i = 0; i < HELD; i++)
-            if (thread + i * 256 < columns) normed(thread + i * 256, held[i], i < HELD_NORM ? norm[i] : from.norm[thread + i * 256]);
+            if (thread + i * 256 < columns) normed(thread + i * 256, held[i], i < Norm<KIND>::COUNT ? norm[i] : from.norm[thread + i * 256]);
 #pragma unroll 1
         for (int k = thread + HELD * 256; k < columns; k += 256) normed(k, load_fresh(x + k), from.norm[k]);
     } else {
@@ -196,7 +200,7 @@ DEV void bring(const Source& from, const float (&norm)[HELD_NORM], int token, in
 template <int KIND, bool BF, bool NORMED, int WHAT>
 DEV void step(const uint4* weight, const Parts& parts, const Source& from, int columns, int tokens, int group,
               const float* table, const float* map, const float* row_absmax, const Output& out) {
-    constexpr int CHUNKS = Stage<KIND>::CHUNKS, DEEP = Stage<KIND>::DEEP, WORDS = Stage<KIND>::WORDS;
+    constexpr int CHUNKS = Stage<KIND>::CHUNKS, DEEP = Stage<KIND>::DEEP, LINE = Stage<KIND>::LINE, WORDS = Stage<KIND>::WORDS;
     constexpr int UNIT = KIND == F16_WEIGHT ? 128 : KIND == BIT4_WEIGHT ? 32 : 64; // words of a chunk
     // [table, map,] stages, partial sums, activations
     extern __shared__ uint4 shared[];
@@ -206,14 +210,12 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int tiles = (out.rows + 15) >> 4, chunks = columns >> 6, segments = (chunks + 3) >> 2;
     const int groups = WARPS / group, which = warp / group, first = warp & (group - 1);
-    // The table [16][64] floats, once a bank, at a multiple of its 4096 bytes:
-    // a code in the second byte of an address then needs no addition.
+    // The pairs of a byte, once for each lane of a half warp; the dynamic map.
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
-    const u32 table_at = KIND == BIT4_WEIGHT ? (bottom + 4095) & ~4095u : bottom;
-    uint4* ring = shared + (table_at - bottom) / 16;
-    float* values = (float*)ring;
-    float* maps = values + 1024;
-    if (KIND == BIT4_WEIGHT) ring += (4096 + 1024) / 16;
+    if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
+    float2* pairs = (float2*)(shared + (TABLE_AT - bottom) / 16);
+    float* maps = (float*)(pairs + 256 * 16);
+    uint4* ring = KIND == BIT4_WEIGHT ? (uint4*)(maps + 256) : shared;
     float* partial = (float*)(ring + WARPS * DEEP * WORDS); // [2][groups][segments][tokens][PAD]
     u16* act = (u16*)(partial + 2 * groups * segments * tokens * PAD);
     u8* codes = (u8*)(act + tokens * columns);
@@ -233,8 +235,9 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
             const uint4* source = weight + ((i64)next.tile * chunks + chunk) * UNIT + lane;
             const int there = (chunks - chunk) * UNIT - lane; // words from here to the end of the tile
 #pragma unroll
-            for (int i = 0; i < 4; i++) copy16(to + i * 32, source + (i * 32 < there ? i * 32 : 0), i * 32 < there);
-            if (KIND == BIT4_WEIGHT) {
+            for (int i = 0; i < LINE / 32; i++) copy16(to + i * 32, source + (i * 32 < there ? i * 32 : 0), i * 32 < there);
+            // The first stage of a segment brings the absmax values of all.
+            if (KIND == BIT4_WEIGHT && next.sub == 0) {
                 float* scales = (float*)(to - lane + LINE);
                 if (coded()) {
                     if (lane < 16) {
@@ -264,7 +267,12 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
 #pragma unroll 1
     for (int i = 0; i < DEEP; i++) issue(i);
     if (KIND == BIT4_WEIGHT) {
-        for (int i = threadIdx.x; i < 512; i += blockDim.x) values[(i >> 5) * 64 + (i & 31)] = table[i >> 5];
+        const float value = table[lane & 15];
+#pragma unroll 2
+        for (int i = threadIdx.x; i < 256 * 16; i += blockDim.x) {
+            const int byte = i >> 4; // the even column is in its low half
+            pairs[i] = make_float2(__shfl_sync(FULL, value, byte & 15), __shfl_sync(FULL, value, byte >> 4));
+        }
         for (int i = threadIdx.x; i < 256; i += blockDim.x) maps[i] = map[i];
     }
     float nested[2] = {0.0f, 0.0f}, offset[2] = {0.0f, 0.0f};
@@ -280,10 +288,10 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
         }
     };
     load_nested(tile, first);
-    float norm[HELD_NORM];
+    float norm[Norm<KIND>::COUNT];
     const int thread = threadIdx.x & 255;
 #pragma unroll
-    for (int i = 0; i < HELD_NORM; i++) norm[i] = NORMED && thread + i * 256 < columns ? from.norm[thread + i * 256] : 0.0f;
+    for (int i = 0; i < Norm<KIND>::COUNT; i++) norm[i] = NORMED && thread + i * 256 < columns ? from.norm[thread + i * 256] : 0.0f;
 
     pdl_wait();
     for (int token = warp >> 3; token < tokens; token += 2)
@@ -306,13 +314,13 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
             float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             int acc8[4] = {0, 0, 0, 0};
             const int last = min(4, chunks - segment * 4);
+            float scale[2];
             const uint4* b_at = b_from + (KIND == INT8_WEIGHT ? 1 : 2) * segment * 4 * (tokens * 4);
             for (int sub = 0; sub < last; sub += CHUNKS) {
                 copy_wait<DEEP - 1>();
                 if (KIND == BIT4_WEIGHT) __syncwarp();
                 const uint4* stage = ring + slot * WORDS;
-                float scale[2];
-                if (KIND == BIT4_WEIGHT) {
+                if (KIND == BIT4_WEIGHT && sub == 0) {
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         if (coded()) {
@@ -331,26 +339,24 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
 #pragma unroll UNROLL
                 for (int u = 0; u < min(CHUNKS, last - sub); u++) {
                     if (KIND == BIT4_WEIGHT) {
-                        const float s[2] = {__shfl_sync(FULL, scale[0], (lane & 28) | u),
-                                            __shfl_sync(FULL, scale[1], (lane & 28) | u)};
+                        const float s[2] = {__shfl_sync(FULL, scale[0], (lane & 28) | (sub + u)),
+                                            __shfl_sync(FULL, scale[1], (lane & 28) | (sub + u))};
                         const uint4 v = stage[u * 32];
                         const u32 word[4] = {v.x, v.y, v.z, v.w};
-                        const u32 here = (table_at >> 8) * 0x01010101u;
+                        const u32 replica = (lane & 15) * 8;
 #pragma unroll
                         for (int p = 0; p < 2; p++, b_at += (tokens * 4)) {
                             uint4 b = make_uint4(0, 0, 0, 0);
                             if (real_token) b = *b_at;
 #pragma unroll
                             for (int j = 0; j < 2; j++) {
-                                const u32 low = word[2 * p + j] & 0x0f0f0f0f | here;
-                                const u32 high = word[2 * p + j] >> 4 & 0x0f0f0f0f | here;
                                 u32 a[4];
 #pragma unroll
                                 for (int r = 0; r < 4; r++) {
-                                    // Byte r times 256, and 4 bytes a lane.
-                                    float v0 = load_shared(__byte_perm(low, lane * 4, 0x5504 | r << 4));
-                                    float v1 = load_shared(__byte_perm(high, lane * 4, 0x5504 | r << 4));
-                                    a[r] = pack2<BF>(__fmul_rn(v0, s[r & 1]), __fmul_rn(v1, s[r & 1]));
+                                    const u32 w = word[2 * p + j], shifted = r == 0 ? w << 7 : w >> (8 * r - 7);
+                                    float low, high;
+                                    load_pair(shifted & 0x7f80 | replica, low, high);
+                                    a[r] = pack2<BF>(__fmul_rn(low, s[r & 1]), __fmul_rn(high, s[r & 1]));
                                 }
                                 mma16<BF>(acc, a, j ? b.z : b.x, j ? b.w : b.y);
                             }
