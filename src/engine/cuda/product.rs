@@ -376,7 +376,7 @@ impl Products {
         let (tables, deep, stage, column) = match linear.kind {
             Kind::F16 if self.card.has_large_shared() => (0, 3, 2048, 2),
             Kind::F16 => (0, 2, 2048, 2),
-            Kind::Bit4 { .. } => (2048 + 32768 + 1024, 2, 1024 + 256, 2),
+            Kind::Bit4 { .. } => (2048 + 32768 + 1024, 3, 1024 + 256, 2),
             // FP16, its codes, and the columns of outliers.
             Kind::Int8 { .. } => (0, 2, 2048, 2 + 1 + 2),
         };

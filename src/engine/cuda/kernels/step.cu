@@ -29,7 +29,7 @@
 // their way, and 16-byte words of its weights and of all.
 template <int KIND> struct Stage;
 template <> struct Stage<F16_WEIGHT> { enum { CHUNKS = 1, DEEP = F16_DEEP, LINE = 128, WORDS = LINE }; };
-template <> struct Stage<BIT4_WEIGHT> { enum { CHUNKS = 2, DEEP = 2, LINE = 64, WORDS = LINE + 16 }; }; // and 64 absmax values
+template <> struct Stage<BIT4_WEIGHT> { enum { CHUNKS = 2, DEEP = 3, LINE = 64, WORDS = LINE + 16 }; }; // and 64 absmax values
 template <> struct Stage<INT8_WEIGHT> { enum { CHUNKS = 2, DEEP = 2, LINE = 128, WORDS = LINE }; };
 
 // Where a warp is in its stream.
@@ -90,7 +90,7 @@ struct Tokens8 {
 // room for 16 numbers. norm: the thread's first weights.
 #define HELD 8 // columns of a thread that stay in registers
 // Of the norm, as many as there are registers for.
-template <int KIND> struct Norm { enum { COUNT = KIND == F16_WEIGHT ? 8 : KIND == BIT4_WEIGHT ? 6 : 5 }; };
+template <int KIND> struct Norm { enum { COUNT = KIND == F16_WEIGHT ? 8 : KIND == BIT4_WEIGHT ? 4 : 5 }; };
 template <int KIND, bool BF, bool NORMED>
 DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int token, int tokens, int columns, u16* act, u8* codes,
                const Tokens8& int8, float* scratch, int thread, int id) {
@@ -226,25 +226,36 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
     auto coded = [&] { return KIND == BIT4_WEIGHT && !parts.part[0].plain && parts.block_shift == 6 && !(chunks & 3); };
 
     pdl_launch();
+    const bool whole = !(chunks & 3); // no segment is short
     Cursor next = {(int)blockIdx.x + which * (int)gridDim.x, first, 0};
     if (first >= segments) next.tile = tiles; // nothing to do but to wait for the others
+    u32 source = 0; // of the next stage, in words of the weight
+    const u8* row_codes = nullptr; // of the row whose absmax codes this lane brings
+    auto enter = [&] {
+        source = ((u32)next.tile * chunks + first * 4) * UNIT + lane;
+        if (KIND == BIT4_WEIGHT && coded() && lane < 16) {
+            Place place = place_of(parts, next.tile * 2 + (lane >> 3));
+            row_codes = parts.part[place.part].codes + (i64)(place.row + (lane & 7)) * chunks;
+        }
+    };
+    if (next.tile < tiles) enter();
     auto issue = [&](int slot) {
         if (next.tile < tiles) {
             uint4* to = ring + slot * WORDS;
             const int chunk = next.segment * 4 + next.sub * CHUNKS;
-            const uint4* source = weight + ((i64)next.tile * chunks + chunk) * UNIT + lane;
-            const int there = (chunks - chunk) * UNIT - lane; // words from here to the end of the tile
+            if (whole) {
 #pragma unroll
-            for (int i = 0; i < LINE / 32; i++) copy16(to + i * 32, source + (i * 32 < there ? i * 32 : 0), i * 32 < there);
+                for (int i = 0; i < LINE / 32; i++) copy16(to + i * 32, weight + source + i * 32, true);
+            } else {
+                const int there = (chunks - chunk) * UNIT - lane; // words from here to the end of the tile
+#pragma unroll
+                for (int i = 0; i < LINE / 32; i++) copy16(to + i * 32, weight + source + (i * 32 < there ? i * 32 : 0), i * 32 < there);
+            }
             // The first stage of a segment brings the absmax values of all.
             if (KIND == BIT4_WEIGHT && next.sub == 0) {
                 float* scales = (float*)(to - lane + LINE);
                 if (coded()) {
-                    if (lane < 16) {
-                        Place place = place_of(parts, next.tile * 2 + (lane >> 3));
-                        i64 row = place.row + (lane & 7);
-                        copy4(scales + lane, parts.part[place.part].codes + row * chunks + chunk);
-                    }
+                    if (lane < 16) copy4(scales + lane, row_codes + chunk);
                 } else {
 #pragma unroll 1
                     for (int j = 0; j < 2; j++) {
@@ -254,11 +265,14 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
                     }
                 }
             }
-            next.sub++;
+            next.sub++, source += LINE;
             if (next.sub == 4 / CHUNKS || chunk + CHUNKS >= chunks) {
-                next.sub = 0;
-                next.segment += group;
-                if (next.segment >= segments) next.segment = first, next.tile += gridDim.x * groups;
+                next.sub = 0, next.segment += group;
+                source += (group - 1) * 4 * UNIT;
+                if (next.segment >= segments) {
+                    next.segment = first, next.tile += gridDim.x * groups;
+                    enter();
+                }
             }
         }
         copy_commit();
@@ -298,6 +312,7 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
         bring<KIND, BF, NORMED>(from, norm, token, tokens, columns, act, codes, int8, scratch[warp >> 3], thread, 14 + (warp >> 3));
     __syncthreads();
 
+    // Both chunks of a 4-bit stage at once would not fit into the registers.
     constexpr int UNROLL = KIND == BIT4_WEIGHT ? 1 : CHUNKS;
     const uint4* b_from = (const uint4*)(KIND == INT8_WEIGHT ? (const void*)codes : (const void*)act) + g * 4 + t;
     const bool real_token = g < tokens;
@@ -335,9 +350,9 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
                     if (!more) load_nested(tile + (int)gridDim.x * groups, first);
                     else if (256 % chunks) load_nested(tile, segment + group);
                 }
-                // Not unrolled: code that runs once or twice waits for its fetch.
 #pragma unroll UNROLL
-                for (int u = 0; u < min(CHUNKS, last - sub); u++) {
+                for (int u = 0; u < CHUNKS; u++) {
+                    if (!whole && sub + u >= last) break; // the same for the whole warp
                     if (KIND == BIT4_WEIGHT) {
                         const float s[2] = {__shfl_sync(FULL, scale[0], (lane & 28) | (sub + u)),
                                             __shfl_sync(FULL, scale[1], (lane & 28) | (sub + u))};
