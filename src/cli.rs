@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -170,8 +169,9 @@ pub struct SynthArguments {
 
 #[derive(Args)]
 pub struct SizeArguments {
-    /// Folder with the config.json [default: the tiny Llama of the project]
-    #[arg(long, value_name = "DIR")]
+    /// Folder with the config.json, or ORG/NAME[@REVISION] on the hub [default:
+    /// the tiny Llama of the project]
+    #[arg(long, value_name = "DIR or ID")]
     model: Option<PathBuf>,
 }
 
@@ -207,7 +207,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     stop_after_an_item();
     let experiments = experiments(arguments)?;
     let options = Options {
-        model: model(arguments.model.as_deref())?,
+        model: model(Kind::Model, arguments.model.as_deref())?,
         dataset: dataset(arguments.dataset.as_deref())?,
         turns: arguments.turns,
         scoring: arguments.scoring,
@@ -258,11 +258,11 @@ fn folder(wanted: Option<&PathBuf>, device: Device) -> PathBuf {
     wanted.cloned().unwrap_or_else(default)
 }
 
-/// The checkpoint that `--model` names: a folder, or one of the hub.
-fn model(given: Option<&Path>) -> Result<Located> {
+/// What of a model `--model` names: a folder, or one of the hub.
+fn model(kind: Kind, given: Option<&Path>) -> Result<Located> {
     match given {
         None => embedded::model().map(Located::local),
-        Some(given) => located(Kind::Model, given),
+        Some(given) => located(kind, given),
     }
 }
 
@@ -274,40 +274,11 @@ fn dataset(given: Option<&Path>) -> Result<Located> {
     }
 }
 
-/// What exists here is meant as it stands; an id that does not is of the hub.
 fn located(kind: Kind, given: &Path) -> Result<Located> {
-    let id = match given.to_str() {
-        _ if given.exists() => None,
-        Some("hub") if kind == Kind::Dataset => Some(hub::COQA),
-        Some(text) if Id::is_meant(text) && !names_a_file(given) => Some(text),
-        _ => None,
-    };
-    let Some(id) = id else {
-        return Ok(Located::local(given.to_path_buf()));
-    };
-    let located = Id::from_str(id).and_then(|id| {
-        let hub = Hub::new(Settings::from_env()?)?;
-        let progress = download_bar();
-        let located = match kind {
-            Kind::Model => hub.model(&id, &progress),
-            Kind::Dataset => hub.dataset(&id, &progress),
-        };
-        progress.finish_and_clear();
-        located
-    });
-    match located {
-        Err(Error::Hub(mut why)) => {
-            why.remedy += &format!("; here, too, there is nothing called {id}");
-            Err(Error::Hub(why))
-        }
-        other => other,
-    }
-}
-
-/// Whether the name is that of a file of stories, as no repository's is.
-fn names_a_file(given: &Path) -> bool {
-    let extension = given.extension().unwrap_or_default();
-    ["json", "jsonl", "parquet"].iter().any(|e| extension == *e)
+    let progress = download_bar();
+    let located = hub::resolve(kind, given, &progress);
+    progress.finish_and_clear();
+    located
 }
 
 fn experiments(arguments: &CompareArguments) -> Result<Vec<Experiment>> {
@@ -374,7 +345,7 @@ pub fn report(arguments: &ReportArguments) -> Result<()> {
 /// prints what they say.
 pub fn bench(arguments: &BenchArguments) -> Result<()> {
     let device = arguments.device;
-    let model = model(arguments.model.as_deref())?;
+    let model = model(Kind::Model, arguments.model.as_deref())?;
     let benched = Benched::open(device, &model, arguments.weights)?;
     let mut plan = Plan::long(device);
     plan.energy_seconds = arguments.energy.unwrap_or(plan.energy_seconds);
@@ -473,8 +444,8 @@ pub fn synth(arguments: &SynthArguments) -> Result<()> {
 
 /// Prints the size of a model in every format.
 pub fn size(arguments: &SizeArguments) -> Result<()> {
-    let model = arguments.model.clone().map_or_else(embedded::model, Ok)?;
-    let config = Config::open(&model)?;
+    let model = model(Kind::Config, arguments.model.as_deref())?;
+    let config = Config::open(&model.path)?;
     println!(
         "{:24} {:>12} {:>12}",
         "experiment", "MiB weights", "MiB + state"
