@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llama_quant::coqa::{Scoring, Turns};
-use llama_quant::engine::Device;
+use llama_quant::engine::{Device, check_baseline};
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment};
 use llama_quant::measure::bench::Benched;
 use llama_quant::measure::environment::today;
@@ -218,6 +218,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
         speed: !arguments.no_speed,
         out: folder(arguments.out.as_ref(), arguments.device),
     };
+    check_baseline(&options.model.path)?;
     let mut shared = Shared::open(options)?;
     let mut records = Vec::new();
     let mut paths = Vec::new();

@@ -164,6 +164,10 @@ fn other_options_make_another_record_beside_the_first() {
 #[case::bench_device(&["bench", "--device", "cuda:99"], &["device cuda:99", "--device cpu"])]
 #[case::no_device(&["compare", "--device", "gpu"], &["--device", "auto, cpu or cuda:N", "gpu"])]
 #[case::size(&["size", "--model", "nowhere"], &["nowhere/config.json"])]
+#[case::packed(
+    &["compare", "--model", concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/golden/bnb-checkpoints/fp4")],
+    &["make the FP16 baseline from", "packed in FP4", "compare the unquantised", "llama-quant bench"],
+)]
 fn what_cannot_be_done_is_one_clear_message_and_no_record(
     #[case] arguments: &[&str],
     #[case] wanted: &[&str],
