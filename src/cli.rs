@@ -222,7 +222,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     let mut shared = Shared::open(options)?;
     let mut records = Vec::new();
     let mut paths = Vec::new();
-    let mut failed = None;
+    let mut failed: Vec<(&str, Error)> = Vec::new();
     for experiment in &experiments {
         let progress = progress_bar(experiment.name);
         let outcome = evaluate(experiment, &mut shared, &progress);
@@ -235,7 +235,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
             // What one experiment has no room for another may have.
             Err(e @ (Error::Device(_) | Error::Engine { .. })) => {
                 eprintln!("{} failed: {e}", experiment.name);
-                failed.get_or_insert(e);
+                failed.push((experiment.name, e));
             }
             Err(e) => return Err(e),
         }
@@ -250,7 +250,31 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     for path in paths {
         println!("record: {}", path.display());
     }
-    failed.map_or(Ok(()), Err)
+    if !failed.is_empty() {
+        eprintln!("{}", how_to_go_on(&failed, arguments.device));
+    }
+    failed.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
+}
+
+/// What becomes of the experiments that `failed`.
+fn how_to_go_on(failed: &[(&str, Error)], device: Device) -> String {
+    let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+    let again = format!(
+        "without a record: {}; the same command goes on with them and keeps the records that are \
+         finished",
+        names.join(", ")
+    );
+    // After an error of a kernel the driver answers every call of the process
+    // with that error, until it ends (CUDA Driver API, CUresult).
+    let is_engine = |(_, e): &(&str, Error)| matches!(e, Error::Engine { .. });
+    match failed.iter().position(is_engine) {
+        Some(first) if device.is_gpu() && first + 1 < failed.len() => format!(
+            "{again}; an error of a kernel loses the process its CUDA context, so that those \
+             after {} may have failed because of it alone",
+            names[first]
+        ),
+        _ => again,
+    }
 }
 
 /// Where records go if nobody says so: a folder for each day and engine.
@@ -461,4 +485,40 @@ pub fn size(arguments: &SizeArguments) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_fails_is_named_as_what_the_experiments_after_it_may_fail_of() {
+        let kernel = || Error::engine("running a decode step", "CUDA_ERROR_ILLEGAL_ADDRESS");
+        let room = || {
+            Error::device(
+                "memory for the cache",
+                "9 MiB",
+                "8 MiB free",
+                "close programs",
+            )
+        };
+        let (a, b, c) = ("bnb_8bit", "bnb_4bit_nf4", "bnb_4bit_fp4");
+        let failed = [(a, room()), (b, kernel()), (c, room())];
+        let said = how_to_go_on(&failed, Device::Cuda(0));
+        for part in [
+            "without a record: bnb_8bit, bnb_4bit_nf4, bnb_4bit_fp4; the same command goes on",
+            "those after bnb_4bit_nf4 may have failed because of it alone",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        for (failed, device) in [
+            (vec![(b, kernel())], Device::Cuda(0)),
+            (vec![(a, room()), (b, room())], Device::Cuda(0)),
+            (vec![(a, kernel()), (b, kernel())], Device::Cpu),
+        ] {
+            let said = how_to_go_on(&failed, device);
+            assert!(said.contains("the same command"), "{said}");
+            assert!(!said.contains("context"), "{said}");
+        }
+    }
 }
