@@ -2,12 +2,11 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llama_quant::coqa::{Scoring, Turns};
-use llama_quant::engine::Device;
+use llama_quant::engine::{Device, check_baseline};
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment};
 use llama_quant::measure::bench::Benched;
 use llama_quant::measure::environment::today;
@@ -170,8 +169,9 @@ pub struct SynthArguments {
 
 #[derive(Args)]
 pub struct SizeArguments {
-    /// Folder with the config.json [default: the tiny Llama of the project]
-    #[arg(long, value_name = "DIR")]
+    /// Folder with the config.json, or ORG/NAME[@REVISION] on the hub [default:
+    /// the tiny Llama of the project]
+    #[arg(long, value_name = "DIR or ID")]
     model: Option<PathBuf>,
 }
 
@@ -207,7 +207,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     stop_after_an_item();
     let experiments = experiments(arguments)?;
     let options = Options {
-        model: model(arguments.model.as_deref())?,
+        model: model(Kind::Model, arguments.model.as_deref())?,
         dataset: dataset(arguments.dataset.as_deref())?,
         turns: arguments.turns,
         scoring: arguments.scoring,
@@ -218,10 +218,11 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
         speed: !arguments.no_speed,
         out: folder(arguments.out.as_ref(), arguments.device),
     };
+    check_baseline(&options.model.path)?;
     let mut shared = Shared::open(options)?;
     let mut records = Vec::new();
     let mut paths = Vec::new();
-    let mut failed = None;
+    let mut failed: Vec<(&str, Error)> = Vec::new();
     for experiment in &experiments {
         let progress = progress_bar(experiment.name);
         let outcome = evaluate(experiment, &mut shared, &progress);
@@ -234,7 +235,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
             // What one experiment has no room for another may have.
             Err(e @ (Error::Device(_) | Error::Engine { .. })) => {
                 eprintln!("{} failed: {e}", experiment.name);
-                failed.get_or_insert(e);
+                failed.push((experiment.name, e));
             }
             Err(e) => return Err(e),
         }
@@ -249,7 +250,31 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     for path in paths {
         println!("record: {}", path.display());
     }
-    failed.map_or(Ok(()), Err)
+    if !failed.is_empty() {
+        eprintln!("{}", how_to_go_on(&failed, arguments.device));
+    }
+    failed.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
+}
+
+/// What becomes of the experiments that `failed`.
+fn how_to_go_on(failed: &[(&str, Error)], device: Device) -> String {
+    let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+    let again = format!(
+        "without a record: {}; the same command goes on with them and keeps the records that are \
+         finished",
+        names.join(", ")
+    );
+    // After an error of a kernel the driver answers every call of the process
+    // with that error, until it ends (CUDA Driver API, CUresult).
+    let is_engine = |(_, e): &(&str, Error)| matches!(e, Error::Engine { .. });
+    match failed.iter().position(is_engine) {
+        Some(first) if device.is_gpu() && first + 1 < failed.len() => format!(
+            "{again}; an error of a kernel loses the process its CUDA context, so that those \
+             after {} may have failed because of it alone",
+            names[first]
+        ),
+        _ => again,
+    }
 }
 
 /// Where records go if nobody says so: a folder for each day and engine.
@@ -258,11 +283,11 @@ fn folder(wanted: Option<&PathBuf>, device: Device) -> PathBuf {
     wanted.cloned().unwrap_or_else(default)
 }
 
-/// The checkpoint that `--model` names: a folder, or one of the hub.
-fn model(given: Option<&Path>) -> Result<Located> {
+/// What of a model `--model` names: a folder, or one of the hub.
+fn model(kind: Kind, given: Option<&Path>) -> Result<Located> {
     match given {
         None => embedded::model().map(Located::local),
-        Some(given) => located(Kind::Model, given),
+        Some(given) => located(kind, given),
     }
 }
 
@@ -274,40 +299,11 @@ fn dataset(given: Option<&Path>) -> Result<Located> {
     }
 }
 
-/// What exists here is meant as it stands; an id that does not is of the hub.
 fn located(kind: Kind, given: &Path) -> Result<Located> {
-    let id = match given.to_str() {
-        _ if given.exists() => None,
-        Some("hub") if kind == Kind::Dataset => Some(hub::COQA),
-        Some(text) if Id::is_meant(text) && !names_a_file(given) => Some(text),
-        _ => None,
-    };
-    let Some(id) = id else {
-        return Ok(Located::local(given.to_path_buf()));
-    };
-    let located = Id::from_str(id).and_then(|id| {
-        let hub = Hub::new(Settings::from_env()?)?;
-        let progress = download_bar();
-        let located = match kind {
-            Kind::Model => hub.model(&id, &progress),
-            Kind::Dataset => hub.dataset(&id, &progress),
-        };
-        progress.finish_and_clear();
-        located
-    });
-    match located {
-        Err(Error::Hub(mut why)) => {
-            why.remedy += &format!("; here, too, there is nothing called {id}");
-            Err(Error::Hub(why))
-        }
-        other => other,
-    }
-}
-
-/// Whether the name is that of a file of stories, as no repository's is.
-fn names_a_file(given: &Path) -> bool {
-    let extension = given.extension().unwrap_or_default();
-    ["json", "jsonl", "parquet"].iter().any(|e| extension == *e)
+    let progress = download_bar();
+    let located = hub::resolve(kind, given, &progress);
+    progress.finish_and_clear();
+    located
 }
 
 fn experiments(arguments: &CompareArguments) -> Result<Vec<Experiment>> {
@@ -374,7 +370,7 @@ pub fn report(arguments: &ReportArguments) -> Result<()> {
 /// prints what they say.
 pub fn bench(arguments: &BenchArguments) -> Result<()> {
     let device = arguments.device;
-    let model = model(arguments.model.as_deref())?;
+    let model = model(Kind::Model, arguments.model.as_deref())?;
     let benched = Benched::open(device, &model, arguments.weights)?;
     let mut plan = Plan::long(device);
     plan.energy_seconds = arguments.energy.unwrap_or(plan.energy_seconds);
@@ -473,8 +469,8 @@ pub fn synth(arguments: &SynthArguments) -> Result<()> {
 
 /// Prints the size of a model in every format.
 pub fn size(arguments: &SizeArguments) -> Result<()> {
-    let model = arguments.model.clone().map_or_else(embedded::model, Ok)?;
-    let config = Config::open(&model)?;
+    let model = model(Kind::Config, arguments.model.as_deref())?;
+    let config = Config::open(&model.path)?;
     println!(
         "{:24} {:>12} {:>12}",
         "experiment", "MiB weights", "MiB + state"
@@ -489,4 +485,40 @@ pub fn size(arguments: &SizeArguments) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_fails_is_named_as_what_the_experiments_after_it_may_fail_of() {
+        let kernel = || Error::engine("running a decode step", "CUDA_ERROR_ILLEGAL_ADDRESS");
+        let room = || {
+            Error::device(
+                "memory for the cache",
+                "9 MiB",
+                "8 MiB free",
+                "close programs",
+            )
+        };
+        let (a, b, c) = ("bnb_8bit", "bnb_4bit_nf4", "bnb_4bit_fp4");
+        let failed = [(a, room()), (b, kernel()), (c, room())];
+        let said = how_to_go_on(&failed, Device::Cuda(0));
+        for part in [
+            "without a record: bnb_8bit, bnb_4bit_nf4, bnb_4bit_fp4; the same command goes on",
+            "those after bnb_4bit_nf4 may have failed because of it alone",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        for (failed, device) in [
+            (vec![(b, kernel())], Device::Cuda(0)),
+            (vec![(a, room()), (b, room())], Device::Cuda(0)),
+            (vec![(a, kernel()), (b, kernel())], Device::Cpu),
+        ] {
+            let said = how_to_go_on(&failed, device);
+            assert!(said.contains("the same command"), "{said}");
+            assert!(!said.contains("context"), "{said}");
+        }
+    }
 }

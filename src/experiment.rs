@@ -44,7 +44,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::Fp16,
         compute: Compute::F16,
         slots: 16,
-        bandwidth_share: 0.45,
+        bandwidth_share: 0.6,
         default: true,
     },
     Experiment {
@@ -52,7 +52,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::Fp16,
         compute: Compute::F16,
         slots: 5,
-        bandwidth_share: 0.45,
+        bandwidth_share: 0.6,
         default: true,
     },
     Experiment {
@@ -68,7 +68,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Nf4, true),
         compute: Compute::F16,
         slots: 16,
-        bandwidth_share: 0.28,
+        bandwidth_share: 0.22,
         default: true,
     },
     Experiment {
@@ -76,7 +76,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Fp4, true),
         compute: Compute::F16,
         slots: 16,
-        bandwidth_share: 0.28,
+        bandwidth_share: 0.22,
         default: true,
     },
     Experiment {
@@ -84,7 +84,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Nf4, false),
         compute: Compute::F16,
         slots: 16,
-        bandwidth_share: 0.28,
+        bandwidth_share: 0.12,
         default: false,
     },
     Experiment {
@@ -92,7 +92,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Nf4, true),
         compute: Compute::Bf16,
         slots: 16,
-        bandwidth_share: 0.28,
+        bandwidth_share: 0.22,
         default: false,
     },
 ];

@@ -1,25 +1,21 @@
 //! The program as a user runs it, in a folder of its own.
 
+#[path = "common/program.rs"]
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::thread::sleep;
-use std::time::Duration;
+use std::process::Output;
 
+use llama_quant::experiment::BASELINE;
 use llama_quant::record::{Bench, Record};
+use program::program;
 use rstest::rstest;
-use tempfile::{TempDir, tempdir};
-
-fn program(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llama-quant"));
-    // On the CPU also where there is a GPU: `auto` then finds none.
-    command.env("CUDA_VISIBLE_DEVICES", "");
-    command.current_dir(dir).env_remove("RUST_LOG");
-    command
-}
+use tempfile::tempdir;
 
 fn run(dir: &Path, arguments: &[&str]) -> Output {
-    program(dir)
+    let mut command = program(dir);
+    command
         .args(arguments)
         .output()
         .expect("the program starts")
@@ -27,6 +23,22 @@ fn run(dir: &Path, arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// Asks one question in the format of `experiment`.
+#[track_caller]
+fn one_question(dir: &Path, experiment: &str, out: &str, options: &[&str]) {
+    let arguments = [
+        "compare",
+        "--limit",
+        "1",
+        "--out",
+        out,
+        "--experiment",
+        experiment,
+    ];
+    let output = run(dir, &[&arguments[..], options].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 /// Files below `dir` with this extension.
@@ -77,17 +89,7 @@ fn a_comparison_prints_one_table_and_writes_one_record_a_format() {
 fn without_speed_a_record_has_the_same_items_and_no_times_of_steps() {
     let dir = tempdir().expect("a folder");
     let one = |out: &str, options: &[&str]| {
-        let arguments = [
-            "compare",
-            "--limit",
-            "1",
-            "--experiment",
-            "bnb_8bit",
-            "--out",
-            out,
-        ];
-        let output = run(dir.path(), &[&arguments[..], options].concat());
-        assert!(output.status.success(), "{}", text(&output.stderr));
+        one_question(dir.path(), "bnb_8bit", out, options);
         let path = &files(&dir.path().join(out), "json")[0];
         Record::open(path).expect("a whole record")
     };
@@ -103,19 +105,11 @@ fn without_speed_a_record_has_the_same_items_and_no_times_of_steps() {
 #[test]
 fn a_finished_experiment_is_not_run_again() {
     let dir = tempdir().expect("a folder");
-    let arguments = [
-        "compare",
-        "--limit",
-        "1",
-        "--experiment",
-        "fp16_baseline",
-        "--out",
-        "records",
-    ];
-    assert!(run(dir.path(), &arguments).status.success());
+    let once = || one_question(dir.path(), BASELINE, "records", &[]);
+    once();
     let record = &files(dir.path(), "json")[0];
     let before = fs::read(record).expect("the record");
-    assert!(run(dir.path(), &arguments).status.success());
+    once();
     assert_eq!(
         fs::read(record).expect("the record"),
         before,
@@ -127,27 +121,13 @@ fn a_finished_experiment_is_not_run_again() {
 #[test]
 fn other_options_make_another_record_beside_the_first() {
     let dir = tempdir().expect("a folder");
-    let common = [
-        "compare",
-        "--limit",
-        "1",
-        "--experiment",
-        "fp16_baseline",
-        "--out",
-        "records",
-    ];
-    assert!(run(dir.path(), &common).status.success());
-    for option in [
-        &["--no-bos"][..],
+    for options in [
+        &[][..],
+        &["--no-bos"],
         &["--scoring", "max"],
         &["--turns", "all"],
     ] {
-        assert!(
-            run(dir.path(), &[&common[..], option].concat())
-                .status
-                .success(),
-            "{option:?}"
-        );
+        one_question(dir.path(), BASELINE, "records", options);
     }
     assert_eq!(files(dir.path(), "json").len(), 4);
 }
@@ -164,6 +144,10 @@ fn other_options_make_another_record_beside_the_first() {
 #[case::bench_device(&["bench", "--device", "cuda:99"], &["device cuda:99", "--device cpu"])]
 #[case::no_device(&["compare", "--device", "gpu"], &["--device", "auto, cpu or cuda:N", "gpu"])]
 #[case::size(&["size", "--model", "nowhere"], &["nowhere/config.json"])]
+#[case::packed(
+    &["compare", "--model", concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/golden/bnb-checkpoints/fp4")],
+    &["make the FP16 baseline from", "packed in FP4", "compare the unquantised", "llama-quant bench"],
+)]
 fn what_cannot_be_done_is_one_clear_message_and_no_record(
     #[case] arguments: &[&str],
     #[case] wanted: &[&str],
@@ -250,99 +234,6 @@ fn a_bench_prints_a_line_and_writes_a_record_a_format_and_the_report_takes_them(
     assert!(report.contains("## 1. Speed of tied_gqa_llama3rope, cpu, random weights"));
 }
 
-const RESUMED: [&str; 8] = [
-    "compare",
-    "--experiment",
-    "bnb_4bit_nf4",
-    "--turns",
-    "all",
-    "--limit",
-    "16",
-    "--out",
-];
-
-/// The one record in `dir`, without what differs from run to run: when it
-/// started and how long it took.
-fn lasting(dir: &Path) -> String {
-    let records = files(dir, "json");
-    assert_eq!(records.len(), 1, "{records:?}");
-    let text = fs::read_to_string(&records[0]).expect("the record");
-    let passing = |line: &&str| {
-        let line = line.trim_start();
-        !line.starts_with("\"started\":") && !line.starts_with("\"samples\":")
-    };
-    text.lines().filter(passing).collect::<Vec<_>>().join("\n")
-}
-
-#[test]
-fn a_run_killed_at_any_point_resumes_to_the_bytes_of_an_uninterrupted_one() {
-    let dir: TempDir = tempdir().expect("a folder");
-    let [whole, killed] = ["whole", "killed"].map(|name| dir.path().join(name));
-    let arguments = |out: &Path| {
-        let mut all: Vec<String> = RESUMED.map(str::to_owned).to_vec();
-        all.push(out.to_str().expect("UTF-8").to_owned());
-        all
-    };
-    let status = program(dir.path())
-        .args(arguments(&whole))
-        .output()
-        .expect("a run")
-        .status;
-    assert!(status.success());
-    let mut kills = 0;
-    for attempt in 0..40 {
-        let mut child = program(dir.path())
-            .args(arguments(&killed))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        // Points that do not fall together with anything: 60, 157, 254 … ms.
-        sleep(Duration::from_millis(60 + 97 * (attempt % 9)));
-        child.kill().expect("a child to kill");
-        if child.wait().expect("the child").success() {
-            break;
-        }
-        kills += 1;
-        // A line cut in the middle, as a kill inside a write leaves it.
-        if let Some(partial) = files(&killed, "partial").first() {
-            let text = fs::read(partial).expect("the unfinished record");
-            if attempt % 3 == 0
-                && text.len() > 10
-                && text.iter().filter(|&&b| b == b'\n').count() > 1
-            {
-                fs::write(partial, &text[..text.len() - 7]).expect("a shorter file");
-            }
-        }
-        if kills >= 6 && !files(&killed, "partial").is_empty() {
-            break;
-        }
-    }
-    assert!(kills >= 3, "{kills} kills");
-    let status = program(dir.path())
-        .args(arguments(&killed))
-        .output()
-        .expect("a run")
-        .status;
-    assert!(status.success());
-    assert!(
-        files(&killed, "partial").is_empty(),
-        "nothing unfinished is left"
-    );
-    let (killed, whole) = (lasting(&killed), lasting(&whole));
-    for (i, (resumed, uninterrupted)) in killed.lines().zip(whole.lines()).enumerate() {
-        let differ = resumed
-            .bytes()
-            .zip(uninterrupted.bytes())
-            .position(|(a, b)| a != b);
-        assert!(
-            resumed == uninterrupted,
-            "line {i} differs from byte {differ:?}"
-        );
-    }
-    assert_eq!(killed.len(), whole.len());
-}
-
 #[rstest]
 #[case::schema("\"schema\": 2", "\"schema\": 1", &["schema 2", "schema 1", "run the experiment again"])]
 #[case::kind("\"kind\": \"evaluation\"", "\"kind\": \"bench\"", &["of kind evaluation", "bench"])]
@@ -354,16 +245,7 @@ fn a_record_of_another_version_or_damaged_is_refused_by_name(
     #[case] wanted: &[&str],
 ) {
     let dir = tempdir().expect("a folder");
-    let arguments = [
-        "compare",
-        "--limit",
-        "1",
-        "--experiment",
-        "fp16_baseline",
-        "--out",
-        "records",
-    ];
-    assert!(run(dir.path(), &arguments).status.success());
+    one_question(dir.path(), BASELINE, "records", &[]);
     let path = &files(dir.path(), "json")[0];
     let text = fs::read_to_string(path).expect("the record");
     assert!(text.contains(from), "{from} in the record");

@@ -1,6 +1,8 @@
 //! The experiments on the model and the data set that ship with the project:
 //! what their scores, sizes and verdicts are.
 
+#[path = "common/experiments.rs"]
+mod experiments;
 #[path = "common/snapshot.rs"]
 mod snapshot;
 
@@ -9,11 +11,10 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use indicatif::ProgressBar;
-use llama_quant::coqa::{Dataset, Scoring, Turns, items, prompt};
+use llama_quant::coqa::{Dataset, Turns, items, prompt};
 use llama_quant::engine::Device;
-use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment, Verdict};
-use llama_quant::measure::{Options, Shared, embedded, evaluate};
+use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Verdict};
+use llama_quant::measure::{Options, embedded};
 use llama_quant::quant::size::MIB;
 use llama_quant::record::Record;
 use llama_quant::source::hub::Located;
@@ -22,17 +23,12 @@ use llama_quant::verdict::stats::Resampling;
 use rstest::rstest;
 
 fn options(turns: Turns) -> Options {
+    let model = Located::local(embedded::model().expect("the tiny Llama"));
+    let dataset = Located::local(embedded::dataset().expect("the data set"));
+    let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("embedded-records");
     Options {
-        model: Located::local(embedded::model().expect("the tiny Llama")),
-        dataset: Located::local(embedded::dataset().expect("the data set")),
         turns,
-        scoring: Scoring::LmEval,
-        limit: None,
-        bos: true,
-        first_line: true,
-        device: Device::Cpu,
-        speed: false,
-        out: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("embedded-records"),
+        ..experiments::options(model, dataset, Device::Cpu, out)
     }
 }
 
@@ -42,15 +38,7 @@ fn measured(names: &[&str], options: &Options) -> Vec<Record> {
     fs::create_dir_all(&options.out).expect("a folder for records");
     let lock = File::create(options.out.join("lock")).expect("a lock file");
     lock.lock().expect("the lock");
-    let mut shared = Shared::open(options.clone()).expect("a model and questions");
-    let run = |name: &&str| {
-        let experiment = Experiment::named(name).expect("an experiment");
-        let progress = ProgressBar::hidden();
-        evaluate(&experiment, &mut shared, &progress)
-            .expect("a run")
-            .1
-    };
-    names.iter().map(run).collect()
+    experiments::records(names, options.clone())
 }
 
 /// Every experiment on every turn, judged.

@@ -14,23 +14,25 @@
 //! or another; its record goes to `LLAMA_QUANT_RECORDS`, by default a folder of
 //! the day under `reports/records`.
 
+#[path = "common/experiments.rs"]
+mod experiments;
 #[path = "common/gpu.rs"]
 mod gpu;
 
 use std::env;
 use std::path::{Path, PathBuf};
 
+use experiments::{options, records};
 use indicatif::ProgressBar;
-use llama_quant::coqa::{Scoring, Turns};
 use llama_quant::engine::Device;
 use llama_quant::experiment::{BASELINE, CONTROL, Experiment, Verdict};
 use llama_quant::measure::bench::Benched;
+use llama_quant::measure::embedded;
 use llama_quant::measure::environment::today;
-use llama_quant::measure::{Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::{MIB, model_bytes};
 use llama_quant::record::{Bench, Plan, Record, Records};
 use llama_quant::source::config::Config;
-use llama_quant::source::hub::{COQA, Hub, Id, Kind, Located, Settings};
+use llama_quant::source::hub::{self, COQA, Kind, Located};
 use llama_quant::source::origin::Weights;
 use llama_quant::verdict::judge::{Comparison, comparisons};
 use llama_quant::verdict::speed::speed;
@@ -87,21 +89,10 @@ impl Wanted {
     }
 }
 
-/// What exists is meant as it stands; else an id on the hub.
+/// A path that exists, or an id on the hub.
 fn located(kind: Kind, name: &str) -> Located {
-    let path = Path::new(name);
-    if path.exists() {
-        return Located::local(path.to_path_buf());
-    }
-    let find = || {
-        let id: Id = name.parse()?;
-        let hub = Hub::new(Settings::from_env()?)?;
-        match kind {
-            Kind::Model => hub.model(&id, &ProgressBar::hidden()),
-            Kind::Dataset => hub.dataset(&id, &ProgressBar::hidden()),
-        }
-    };
-    find().unwrap_or_else(|e| panic!("{e}"))
+    let located = hub::resolve(kind, Path::new(name), &ProgressBar::hidden());
+    located.unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn folder() -> PathBuf {
@@ -116,10 +107,7 @@ fn folder() -> PathBuf {
 fn benched(name: &str) -> Bench {
     let card = gpu::card();
     let wanted = Wanted::new();
-    let experiment = Experiment::named(name).expect("an experiment");
-    let device = Device::Cuda(card.ordinal);
     let program = llama_quant::measure::environment::program().expect("this program");
-    let model = Benched::open(device, &wanted.model, wanted.weights).expect("a model");
     let folder = folder();
     let kept = folder
         .is_dir()
@@ -134,6 +122,9 @@ fn benched(name: &str) -> Bench {
         })
     });
     kept.unwrap_or_else(|| {
+        let experiment = Experiment::named(name).expect("an experiment");
+        let device = Device::Cuda(card.ordinal);
+        let model = Benched::open(device, &wanted.model, wanted.weights).expect("a model");
         // No test asks for energy.
         let plan = Plan {
             energy_seconds: 0.0,
@@ -149,27 +140,8 @@ fn benched(name: &str) -> Bench {
 fn measured(names: &[&str]) -> Vec<Record> {
     let card = gpu::card();
     let wanted = Wanted::new();
-    let options = Options {
-        dataset: wanted.dataset(),
-        model: wanted.model,
-        turns: Turns::Last,
-        scoring: Scoring::LmEval,
-        limit: None,
-        bos: true,
-        first_line: true,
-        device: Device::Cuda(card.ordinal),
-        speed: false,
-        out: folder(),
-    };
-    let mut shared = Shared::open(options).expect("a model and questions");
-    let run = |name: &&str| {
-        let experiment = Experiment::named(name).expect("an experiment");
-        let hidden = ProgressBar::hidden();
-        evaluate(&experiment, &mut shared, &hidden)
-            .expect("a run")
-            .1
-    };
-    names.iter().map(run).collect()
+    let (dataset, device) = (wanted.dataset(), Device::Cuda(card.ordinal));
+    records(names, options(wanted.model, dataset, device, folder()))
 }
 
 fn comparison(names: &[&str]) -> Comparison {
@@ -340,24 +312,9 @@ fn quality_on_the_card_is_that_of_the_cpu_engine(
         bytes as f64 / MIB
     );
     let ours = measured(&[name]).remove(0);
-    let options = Options {
-        dataset: wanted.dataset(),
-        model: wanted.model,
-        turns: Turns::Last,
-        scoring: Scoring::LmEval,
-        limit: None,
-        bos: true,
-        first_line: true,
-        device: Device::Cpu,
-        speed: false,
-        out: folder().join("cpu"),
-    };
+    let (dataset, out) = (wanted.dataset(), folder().join("cpu"));
     let card = gpu::card(); // The two kinds of run do not disturb each other.
-    let mut shared = Shared::open(options).expect("a model and questions");
-    let experiment = Experiment::named(name).expect("an experiment");
-    let cpu = evaluate(&experiment, &mut shared, &ProgressBar::hidden())
-        .expect("a run")
-        .1;
+    let cpu = records(&[name], options(wanted.model, dataset, Device::Cpu, out)).remove(0);
     drop(card);
     let pairs = || ours.items.iter().zip(&cpu.items);
     let differ = pairs()

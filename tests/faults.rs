@@ -1,5 +1,9 @@
 //! What goes wrong while a comparison runs, and what becomes of its records.
 
+#[path = "common/program.rs"]
+mod program;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -7,7 +11,9 @@ use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use llama_quant::record::Record;
+use llama_quant::record::{Record, Records};
+use program::{on_the_cpu, program};
+use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
 const RUN: [&str; 9] = [
@@ -26,22 +32,17 @@ fn folder() -> TempDir {
     tempdir().expect("a temporary folder")
 }
 
-fn program(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llama-quant"));
-    // On the CPU also where there is a GPU: `auto` then finds none.
-    command.env("CUDA_VISIBLE_DEVICES", "");
-    command.current_dir(dir).env_remove("RUST_LOG").args(RUN);
-    command
-}
-
 fn start(dir: &Path) -> Child {
     let mut command = program(dir);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(RUN)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.spawn().expect("the program starts")
 }
 
 fn run(dir: &Path) -> Output {
-    program(dir).output().expect("the program starts")
+    program(dir).args(RUN).output().expect("the program starts")
 }
 
 fn errors(output: &Output) -> String {
@@ -97,15 +98,23 @@ static UNDISTURBED: LazyLock<String> = LazyLock::new(|| {
     lasting(dir.path())
 });
 
+/// Asserts that the record is that of an undisturbed run.
+#[track_caller]
+fn assert_undisturbed(dir: &Path) {
+    let record = lasting(dir);
+    for (i, (found, wanted)) in record.lines().zip(UNDISTURBED.lines()).enumerate() {
+        let differ = found.bytes().zip(wanted.bytes()).position(|(a, b)| a != b);
+        assert!(found == wanted, "line {i} differs from byte {differ:?}");
+    }
+    assert_eq!(record.len(), UNDISTURBED.len());
+}
+
 /// Runs once more and asserts that the record is that of an undisturbed run.
 #[track_caller]
 fn assert_resumes(dir: &Path) {
     let output = run(dir);
     assert!(output.status.success(), "{}", errors(&output));
-    assert!(
-        lasting(dir) == *UNDISTURBED,
-        "another record than an undisturbed run's"
-    );
+    assert_undisturbed(dir);
     assert_eq!(file(dir, "partial"), None);
     assert_eq!(file(dir, "lock"), None);
 }
@@ -157,6 +166,38 @@ fn a_run_that_is_killed_leaves_no_lock_that_holds_the_next_one_up() {
 }
 
 #[test]
+fn a_run_killed_at_any_point_resumes_to_the_bytes_of_an_uninterrupted_one() {
+    let dir = folder();
+    let mut kills = 0;
+    for attempt in 0..40 {
+        let mut child = start(dir.path());
+        // Points that do not fall together with anything: 60, 157, 254 … ms.
+        sleep(Duration::from_millis(60 + 97 * (attempt % 9)));
+        child.kill().expect("a child to kill");
+        if child.wait().expect("the child").success() {
+            break;
+        }
+        kills += 1;
+        // A line cut in the middle, as a kill inside a write leaves it.
+        let partial = file(dir.path(), "partial");
+        if let Some(partial) = &partial {
+            let text = fs::read(partial).expect("the unfinished record");
+            if attempt % 3 == 0
+                && text.len() > 10
+                && text.iter().filter(|&&b| b == b'\n').count() > 1
+            {
+                fs::write(partial, &text[..text.len() - 7]).expect("a shorter file");
+            }
+        }
+        if kills >= 6 && partial.is_some() {
+            break;
+        }
+    }
+    assert!(kills >= 3, "{kills} kills");
+    assert_resumes(dir.path());
+}
+
+#[test]
 fn a_second_process_on_the_same_record_is_refused_and_the_first_goes_on() {
     let dir = folder();
     let child = start(dir.path());
@@ -170,10 +211,7 @@ fn a_second_process_on_the_same_record_is_refused_and_the_first_goes_on() {
     );
     let first = child.wait_with_output().expect("the child");
     assert!(first.status.success(), "{}", errors(&first));
-    assert!(
-        lasting(dir.path()) == *UNDISTURBED,
-        "another record than an undisturbed run's"
-    );
+    assert_undisturbed(dir.path());
 }
 
 #[test]
@@ -184,10 +222,7 @@ fn a_record_folder_that_vanishes_is_made_again_with_the_whole_record() {
     fs::remove_dir_all(dir.path().join("records")).expect("a folder to remove");
     let output = child.wait_with_output().expect("the child");
     assert!(output.status.success(), "{}", errors(&output));
-    assert!(
-        lasting(dir.path()) == *UNDISTURBED,
-        "another record than an undisturbed run's"
-    );
+    assert_undisturbed(dir.path());
 }
 
 #[cfg(unix)]
@@ -199,6 +234,7 @@ fn a_disk_that_becomes_full_ends_the_run_and_loses_nothing_that_was_written() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "sh"]);
     shell.arg(env!("CARGO_BIN_EXE_llama-quant")).args(RUN);
+    on_the_cpu(&mut shell);
     let output = shell.current_dir(dir.path()).output().expect("a shell");
     let text = errors(&output);
     assert!(!output.status.success());
@@ -231,4 +267,110 @@ fn an_unfinished_record_that_ends_within_a_character_is_continued() {
     assert!(std::str::from_utf8(&text).is_err());
     fs::write(&partial, text).expect("the unfinished record");
     assert_resumes(dir.path());
+}
+
+/// The tokens that one of `records` alone generates, by its experiment.
+fn own_tokens(records: &[Record], experiment: &str) -> BTreeSet<u32> {
+    let tokens = |own: bool| {
+        let records = records
+            .iter()
+            .filter(move |r| (r.head.setup.experiment == experiment) == own);
+        records
+            .flat_map(|r| &r.items)
+            .flat_map(|item| &item.tokens)
+            .copied()
+    };
+    let others: BTreeSet<u32> = tokens(false).collect();
+    tokens(true)
+        .filter(|token| !others.contains(token))
+        .collect()
+}
+
+/// A copy of the tiny Llama whose tokenizer fails on decoding `token`: it is
+/// replaced by one character, and that stripped from its start and its end.
+fn model_that_fails_at(dir: &Path, token: u32) {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-llama");
+    fs::create_dir(dir.join("model")).expect("a folder");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(own.join(name), dir.join("model").join(name)).expect("a copy");
+    }
+    let text = fs::read_to_string(own.join("tokenizer.json")).expect("a tokenizer");
+    let mut tokenizer: Value = serde_json::from_str(&text).expect("JSON");
+    let vocabulary = tokenizer["model"]["vocab"]
+        .as_object()
+        .expect("a vocabulary");
+    let named = vocabulary.iter().find(|(_, id)| **id == json!(token));
+    let (name, _) = named.expect("a token of the vocabulary");
+    tokenizer["decoder"] = json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": name}, "content": "☃"},
+        {"type": "Strip", "content": "☃", "start": 1, "stop": 1},
+        tokenizer["decoder"],
+    ]});
+    fs::write(dir.join("model/tokenizer.json"), tokenizer.to_string()).expect("a tokenizer");
+}
+
+#[test]
+fn an_experiment_that_fails_leaves_the_others_their_records_and_is_run_again() {
+    let dir = folder();
+    let run = |more: &[&str]| {
+        let arguments = "compare --turns all --limit 4 --no-speed --experiment fp16_baseline \
+                         bnb_4bit_nf4 bnb_4bit_fp4";
+        let mut command = program(dir.path());
+        command.args(arguments.split_whitespace()).args(more);
+        command.output().expect("the program starts")
+    };
+    let whole = run(&["--out", "whole"]);
+    assert!(whole.status.success(), "{}", errors(&whole));
+    let whole = Records::open(&dir.path().join("whole")).expect("whole records");
+    let own = own_tokens(&whole.evaluations, "bnb_4bit_nf4");
+    let token = own.first().expect("a token that NF4 alone answers with");
+    model_that_fails_at(dir.path(), *token);
+
+    let assert_fails = || {
+        let output = run(&["--model", "model", "--out", "records"]);
+        let text = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        for part in [
+            "bnb_4bit_nf4 failed: engine failed while decoding tokens",
+            "without a record: bnb_4bit_nf4; the same command goes on with them",
+            "error: engine failed while decoding tokens",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        let table = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(table.contains("record: records/bnb_4bit_fp4-"), "{table}");
+    };
+    assert_fails();
+    let records = dir.path().join("records");
+    let written = Records::open(&records).expect("whole records");
+    let names = written
+        .evaluations
+        .iter()
+        .map(|r| r.head.setup.experiment.as_str());
+    let names: Vec<&str> = names.collect();
+    assert_eq!(names, ["bnb_4bit_fp4", "fp16_baseline"]);
+    // What is finished is kept, with its times.
+    assert_fails();
+    assert_eq!(Records::open(&records).expect("whole records"), written);
+}
+
+#[test]
+fn an_experiment_after_one_that_the_device_refuses_is_tried() {
+    let dir = folder();
+    let mut command = program(dir.path());
+    command.args(["compare", "--device", "cuda:99", "--experiment"]);
+    let output = command.args(["fp16_baseline", "bnb_4bit_nf4"]).output();
+    let output = output.expect("the program starts");
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for name in ["fp16_baseline", "bnb_4bit_nf4"] {
+        assert!(
+            text.contains(&format!("{name} failed: device cuda:99")),
+            "{text}"
+        );
+    }
+    assert!(
+        text.contains("without a record: fp16_baseline, bnb_4bit_nf4;"),
+        "{text}"
+    );
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama as oracle;
-use common::{Tensors, golden};
+use common::{Tensors, golden, relative_distance};
 use llama_quant::engine::cpu::CpuEngine;
 use llama_quant::engine::llama::Llama;
 use llama_quant::engine::{Decoder, Segment};
@@ -60,14 +60,6 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
         .zip(b)
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max)
-}
-
-/// `‖a - b‖ / ‖b‖`
-fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square = |x: f32| f64::from(x).powi(2);
-    let distance: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
-    (distance / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
 }
 
 #[test]

@@ -257,6 +257,40 @@ fn a_model_and_a_data_set_of_the_hub_are_fetched_compared_and_need_no_network_th
 }
 
 #[test]
+fn the_size_of_a_model_of_the_hub_needs_its_configuration_alone() {
+    let (hub, dir) = (Hub::start(&tiny_llama()), folder());
+    let size = |arguments: &[&str], offline: &str| {
+        let mut command = program(dir.path());
+        command.arg("size").args(arguments);
+        command
+            .env("HF_ENDPOINT", hub.first.address())
+            .env("HF_HUB_OFFLINE", offline);
+        let output = command.output().expect("the program starts");
+        let text = said(&output);
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    let own = size(&[], "1");
+    assert!(own.contains("bnb_4bit_nf4"), "{own}");
+    assert_eq!(size(&["--model", MODEL], "0"), own);
+    assert_eq!(hub.first.count("GET", "config.json"), 1);
+    for name in ["tokenizer.json", WEIGHTS] {
+        assert_eq!(hub.first.count("HEAD", name), 0, "{name}");
+        assert_eq!(hub.first.count("GET", name), 0, "{name}");
+    }
+    // The cache has it now, and what else the model has is fetched when it is read.
+    assert_eq!(size(&["--model", MODEL], "1"), own);
+    let cache = settings(&dir.path().join("none"), &hub);
+    let cache = Settings {
+        cache: dir.path().join(".cache/huggingface/hub"),
+        ..cache
+    };
+    let model = get(&cache, MODEL).expect("a model");
+    assert!(model.join(WEIGHTS).is_file());
+    assert_eq!(hub.first.count("GET", "config.json"), 1);
+}
+
+#[test]
 fn the_cache_has_the_layout_that_all_tools_of_the_hub_share() {
     let (hub, dir) = (Hub::start(&small()), folder());
     let snapshot = get(&settings(dir.path(), &hub), MODEL).expect("a model");

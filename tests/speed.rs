@@ -28,6 +28,7 @@ fn plan() -> Plan {
         repetitions: 2,
         steps: 3,
         energy_seconds: 0.0,
+        documents: 0,
     }
 }
 

@@ -17,4 +17,4 @@ mod stored;
 
 pub use decoder::{Decoder, Segment};
 pub use device::Device;
-pub use open::{Opened, Opening, open};
+pub use open::{Opened, Opening, check_baseline, open};

@@ -8,6 +8,7 @@ use super::cpu::CpuEngine;
 use super::cuda::{Card, CudaEngine};
 use super::device::Device;
 use super::llama::Llama;
+use super::stored::without_baseline;
 use crate::error::Result;
 use crate::quant::{Bytes, Compute, Format};
 use crate::source::config::Config;
@@ -37,6 +38,18 @@ pub struct Opening<'a> {
     pub slots: usize,
     /// Tokens that a sequence can have at most.
     pub context: usize,
+}
+
+/// Refuses a checkpoint that was packed before it was saved: it runs in its own
+/// format alone, and there is no FP16 to compare that with.
+///
+/// # Errors
+/// If it is packed, or has no usable `config.json`.
+pub fn check_baseline(dir: &Path) -> Result<()> {
+    match Config::open(dir)?.quantised {
+        Some(stored) => Err(without_baseline(dir, stored)),
+        None => Ok(()),
+    }
 }
 
 /// Loads a model in its format onto a device.

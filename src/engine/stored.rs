@@ -37,18 +37,35 @@ pub(super) fn check_format(dir: &Path, stored: Quantised, wanted: Format) -> Res
     if fits {
         return Ok(());
     }
-    let found = match stored {
+    Err(Error::checkpoint(
+        dir.display().to_string(),
+        format!("weights in {wanted}, or in F16, BF16 or F32 to make it from"),
+        packed(stored),
+        "run the experiment of that format; for the others use the unquantised checkpoint",
+    ))
+}
+
+/// Refuses a checkpoint of which no FP16 baseline can be made.
+pub(super) fn without_baseline(dir: &Path, stored: Quantised) -> Error {
+    Error::checkpoint(
+        dir.display().to_string(),
+        "weights in F16, BF16 or F32 to make the FP16 baseline from, which every format is \
+         compared with",
+        packed(stored),
+        "compare the unquantised checkpoint, of which every format is made; the speed of this one \
+         is measured by `llama-quant bench` with the experiment of its format",
+    )
+}
+
+/// What a packed checkpoint holds, in the words of a refusal.
+fn packed(stored: Quantised) -> String {
+    let format = match stored {
         Quantised::Bits4 { nf4, double_quant } => {
             Format::bnb4(if nf4 { Code4::Nf4 } else { Code4::Fp4 }, double_quant).to_string()
         }
         Quantised::Int8 { threshold } => format!("INT8 with threshold {threshold}"),
     };
-    Err(Error::checkpoint(
-        dir.display().to_string(),
-        format!("weights in {wanted}, or in F16, BF16 or F32 to make it from"),
-        format!("weights that are packed in {found} already"),
-        "run the experiment of that format; for the others use the unquantised checkpoint",
-    ))
+    format!("weights that are packed in {format} already")
 }
 
 /// The packed linear `name` of `[rows, columns]`.

@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use super::environment::{environment, program};
 use super::evaluate::model;
+use crate::engine::generate::{Limits, Prompt, generate};
 use crate::engine::{Decoder, Device, Opened, Opening, Segment, open};
 use crate::error::{Error, Result};
 use crate::experiment::Experiment;
 use crate::quant::size::model_parts;
 use crate::record::{
-    self, Bench, BenchHead, BenchSetup, CardState, Decode, Energy, Kind, Model, Plan, Prefill,
-    SCHEMA,
+    self, Bench, BenchHead, BenchSetup, CardState, Decode, Documents, Energy, Kind, Model, Plan,
+    Prefill, SCHEMA,
 };
 use crate::source::config::Config;
 use crate::source::hub::Located;
@@ -30,6 +31,7 @@ impl Plan {
             repetitions: 6,
             steps: 3,
             energy_seconds: 0.0,
+            documents: 0,
             ..long
         }
     }
@@ -44,6 +46,7 @@ impl Plan {
                 repetitions: 15,
                 steps: 8,
                 energy_seconds: 5.0,
+                documents: 0,
             },
             Device::Cuda(_) => Self {
                 prefill_tokens: vec![128, 256, 512, 1024],
@@ -52,6 +55,7 @@ impl Plan {
                 repetitions: 10,
                 steps: 32,
                 energy_seconds: 5.0,
+                documents: 500,
             },
         }
     }
@@ -168,6 +172,19 @@ impl Benched {
     }
 }
 
+/// New tokens of each document.
+const NEW_TOKENS: usize = 16;
+
+/// Tokens of document `i`: spread as evenly as an irrational step does it, with
+/// the mean and the deviation of CoQA's last turns (520 and 110 tokens of the
+/// Llama 3 tokenizer).
+fn document_tokens(i: usize) -> usize {
+    const GOLDEN: f64 = 0.618_033_988_749_894_9;
+    let even = (i as f64 * GOLDEN).fract();
+    // A uniform distribution of that deviation.
+    (520.5 + 110.0 * 12.0_f64.sqrt() * (even - 0.5)) as usize
+}
+
 /// Measures `decoder`, which runs on `device`. What its slots held is gone
 /// afterwards.
 ///
@@ -186,6 +203,7 @@ pub fn speed(
     run.fill()?;
     let decode = plan.batches.iter().map(|&n| run.decode(n));
     let decode = decode.collect::<Result<_>>()?;
+    let documents = run.documents()?;
     let mut energy = Vec::new();
     let energy_missing = if plan.energy_seconds > 0.0 {
         device.joules().err()
@@ -204,6 +222,7 @@ pub fn speed(
         decode,
         energy,
         energy_missing,
+        documents,
         memory: decoder.memory(),
         card,
     })
@@ -290,6 +309,39 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
             seconds,
             tokens: steps * sequences,
         })
+    }
+
+    /// Reads and continues the prompts of an evaluation, scoring aside.
+    fn documents(&mut self) -> Result<Option<Documents>> {
+        let context = self.plan.context() - NEW_TOKENS;
+        let prompts: Vec<Prompt> = (0..self.plan.documents)
+            .map(|group| Prompt {
+                tokens: self.tokens[..document_tokens(group).min(context)].to_vec(),
+                group,
+            })
+            .collect();
+        if prompts.is_empty() {
+            return Ok(None);
+        }
+        let limits = Limits {
+            max_new_tokens: NEW_TOKENS,
+            eos: Vec::new(),
+            stop: Vec::new(),
+            first_line: false,
+        };
+        let mut seconds = 0.0;
+        for _ in 0..2 {
+            let start = Instant::now();
+            let decode = |_: &[u32]| Ok(String::new());
+            generate(self.decoder, &prompts, &limits, decode, |_, _| Ok(()))?;
+            seconds = start.elapsed().as_secs_f64();
+        }
+        Ok(Some(Documents {
+            count: prompts.len(),
+            prompt_tokens: prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
+            new_tokens: NEW_TOKENS,
+            seconds,
+        }))
     }
 
     /// Gives the slots of the largest batch the tokens that a step finds in its

@@ -19,6 +19,14 @@ pub struct Plan {
     pub steps: usize,
     /// Length of a window of energy, in seconds; 0 for none.
     pub energy_seconds: f64,
+    /// Prompts of the lengths of CoQA's that are read and continued as a whole;
+    /// 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub documents: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Speed of one model in one format on one device.
@@ -45,6 +53,9 @@ pub struct Speed {
     /// Why there is no energy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_missing: Option<String>,
+    /// Many prompts at once, once; none where nobody asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documents: Option<Documents>,
     /// After all other measurements, so that a peak is the peak of them all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
@@ -73,6 +84,19 @@ pub struct Decode {
     pub cached_tokens: usize,
     /// One a step of all sequences.
     pub seconds: Vec<f64>,
+}
+
+/// Prompts of different lengths, read and continued on all slots.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Documents {
+    pub count: usize,
+    /// Of all prompts together.
+    pub prompt_tokens: usize,
+    /// Of each.
+    pub new_tokens: usize,
+    /// For all, once, after a run that does not count.
+    pub seconds: f64,
 }
 
 /// A window of several seconds filled with decode steps.

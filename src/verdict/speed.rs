@@ -31,6 +31,8 @@ pub struct Speed {
     pub largest: Option<Decode>,
     /// By rising number of sequences.
     pub energy: Vec<Energy>,
+    /// A whole evaluation's prompts, read and continued; at most one.
+    pub documents: Vec<Documents>,
     /// Why there is no energy.
     pub energy_missing: Option<String>,
     pub memory: Option<Memory>,
@@ -76,6 +78,19 @@ pub struct Decode {
     pub bytes: u64,
     /// `bytes` in the median step over what the copy moves in that time.
     pub bandwidth_share: Option<f64>,
+}
+
+/// Prompts of different lengths, read and continued together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Documents {
+    pub count: usize,
+    /// Of all together.
+    pub prompt_tokens: usize,
+    /// Of each.
+    pub new_tokens: usize,
+    /// For all.
+    pub seconds: f64,
+    pub documents_per_second: f64,
 }
 
 /// What a window of decode steps used.
@@ -143,6 +158,13 @@ pub fn speed(format: Format, parts: Parts, samples: &record::Speed) -> Result<Sp
         watts: window.joules / window.seconds,
         seconds: window.seconds,
     });
+    let documents = samples.documents.as_ref().map(|all| Documents {
+        count: all.count,
+        prompt_tokens: all.prompt_tokens,
+        new_tokens: all.new_tokens,
+        seconds: all.seconds,
+        documents_per_second: all.count as f64 / all.seconds,
+    });
     let most = decode.iter().max_by_key(|d| d.sequences);
     Ok(Speed {
         copy_bytes_per_second: samples.copy_bytes_per_second,
@@ -152,6 +174,7 @@ pub fn speed(format: Format, parts: Parts, samples: &record::Speed) -> Result<Sp
         single: decode.iter().find(|d| d.sequences == 1).cloned(),
         largest: most.filter(|d| d.sequences > 1).cloned(),
         energy: energy.collect(),
+        documents: documents.into_iter().collect(),
         energy_missing: samples.energy_missing.clone(),
         memory: samples.memory,
         card: samples.card.clone(),

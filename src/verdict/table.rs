@@ -152,6 +152,12 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
     header.push("% of copy".to_owned());
     let decodes = first.decode.iter();
     header.extend(decodes.map(|d| format!("b={}, tokens/s", d.sequences)));
+    header.extend(
+        first
+            .documents
+            .iter()
+            .map(|d| format!("{} prompts, s", d.count)),
+    );
     if !first.energy.is_empty() {
         header.push("J/token b=1".to_owned());
     }
@@ -175,6 +181,8 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
         row.push(share.map_or_else(String::new, |share| Unit::Percent.print(share)));
         let decodes = speed.decode.iter();
         row.extend(decodes.map(|d| Unit::PerSecond.print(d.tokens_per_second)));
+        let documents = speed.documents.iter();
+        row.extend(documents.map(|d| Unit::Seconds.print(d.seconds)));
         let energy = speed.energy.iter().find(|e| e.sequences == 1);
         row.extend(energy.map(|e| Unit::Joules.print(e.joules_per_token)));
         row.resize(columns, String::new());

@@ -82,3 +82,12 @@ fn each<const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f64) -> Vec<f64>
     assert!(rest.is_empty());
     chunks.iter().map(|&bytes| value(bytes)).collect()
 }
+
+/// `‖a - b‖ / ‖b‖`
+#[allow(dead_code)] // Not every test file measures distances.
+pub fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f32| f64::from(x).powi(2);
+    let distance: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    (distance / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
+}

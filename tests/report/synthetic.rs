@@ -151,6 +151,7 @@ fn record(recipe: &Recipe, name: &str) -> Record {
             evaluate_seconds: 5.0 + uniform(&[seed, place as u64, 2]),
             speed: Some(Speed {
                 energy_missing: Some(recipe.text.unwrap_or("nobody asked").to_owned()),
+                documents: None,
                 ..speed(seed, place as u64)
             }),
         },
@@ -204,6 +205,7 @@ fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
             repetitions: 4,
             steps: 4,
             energy_seconds: 5.0,
+            documents: 0,
         },
         program: head.setup.program,
     };
@@ -252,6 +254,7 @@ fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
                 })
                 .to_vec(),
             energy_missing: None,
+            documents: None,
             memory,
             card: vec![state(0), state(1)],
             ..speed

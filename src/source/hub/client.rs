@@ -167,16 +167,11 @@ impl Client {
         })
     }
 
-    /// Sends a request until it is answered or fails for good. `thing` is what
-    /// errors name.
-    pub fn get(
-        &self,
-        thing: &str,
-        path: &str,
-        method: Method,
-        from: u64,
-    ) -> std::result::Result<Reply, Failure> {
-        self.with_patience(|| self.follow(thing, path, method, from))
+    /// What the hub says of a file, asked for until it is answered or fails for
+    /// good. `thing` is what errors name.
+    pub fn headers(&self, thing: &str, path: &str) -> std::result::Result<HeaderMap, Failure> {
+        let reply = self.with_patience(|| self.follow(thing, path, Method::Head, 0))?;
+        Ok(reply.headers)
     }
 
     /// Runs `once` again while it fails in passing, at most as often as the

@@ -16,6 +16,13 @@ const TOKENIZER: &str = "tokenizer.json";
 /// The files to download first, out of those that the hub lists. A sharded
 /// model's index names the others.
 pub(super) fn first(store: &Store, listed: &[&str]) -> std::result::Result<Vec<String>, Failure> {
+    let named = |names: &[&str]| {
+        let absent = names.iter().find(|name| !listed.contains(name));
+        match absent {
+            Some(name) => Err(not_listed(store, name, listed)),
+            None => Ok(names.iter().map(|&name| name.to_owned()).collect()),
+        }
+    };
     match store.kind {
         Kind::Model => {
             let weights = if listed.contains(&INDEX) {
@@ -23,13 +30,9 @@ pub(super) fn first(store: &Store, listed: &[&str]) -> std::result::Result<Vec<S
             } else {
                 SINGLE
             };
-            for name in [CONFIG, TOKENIZER, weights] {
-                if !listed.contains(&name) {
-                    return Err(not_listed(store, name, listed));
-                }
-            }
-            Ok([CONFIG, TOKENIZER, weights].map(str::to_owned).to_vec())
+            named(&[CONFIG, TOKENIZER, weights])
         }
+        Kind::Config => named(&[CONFIG]),
         Kind::Dataset => {
             let found: Vec<&str> = listed
                 .iter()
@@ -129,24 +132,27 @@ pub(super) fn missing(kind: Kind, snapshot: &Path) -> Result<Vec<String>> {
             } else {
                 wanted.insert(SINGLE.to_owned());
             }
-            wanted.retain(|name| !snapshot.join(name).is_file());
+        }
+        Kind::Config => {
+            wanted.insert(CONFIG.to_owned());
         }
         Kind::Dataset => {
             if !present(snapshot)?
                 .iter()
                 .any(|(name, _)| is_validation(name))
             {
-                wanted.insert("a parquet file of the validation split".to_owned());
+                return Ok(vec!["a parquet file of the validation split".to_owned()]);
             }
         }
     }
+    wanted.retain(|name| !snapshot.join(name).is_file());
     Ok(wanted.into_iter().collect())
 }
 
 /// What a user of the snapshot opens: its folder, or the one file.
 pub(super) fn path(kind: Kind, snapshot: &Path) -> Result<PathBuf> {
     match kind {
-        Kind::Model => Ok(snapshot.to_path_buf()),
+        Kind::Model | Kind::Config => Ok(snapshot.to_path_buf()),
         Kind::Dataset => {
             let mut files = present(snapshot)?.into_iter();
             let file = files.find(|(name, _)| is_validation(name));

@@ -9,11 +9,24 @@ use hf_hub::{Repo, RepoType};
 
 use crate::error::{Error, Result};
 
-/// What a repository holds.
+/// What is read of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// Configuration, tokenizer and weights.
     Model,
+    /// The configuration of a model alone.
+    Config,
     Dataset,
+}
+
+impl Kind {
+    /// The option that names it on the command line.
+    pub(super) const fn option(self) -> &'static str {
+        match self {
+            Self::Model | Self::Config => "--model",
+            Self::Dataset => "--dataset",
+        }
+    }
 }
 
 /// `ORG/NAME` with an optional `@REVISION`: a branch, a tag or a commit.
@@ -42,7 +55,7 @@ impl Id {
     /// The repository, in the words of hf-hub.
     pub(super) fn repo(&self, kind: Kind) -> Repo {
         let kind = match kind {
-            Kind::Model => RepoType::Model,
+            Kind::Model | Kind::Config => RepoType::Model,
             Kind::Dataset => RepoType::Dataset,
         };
         Repo::with_revision(self.name.clone(), kind, self.revision.clone())

@@ -11,6 +11,7 @@ pub mod settings;
 mod transfer;
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use hf_hub::api::RepoInfo;
 use indicatif::ProgressBar;
@@ -51,6 +52,39 @@ impl Located {
     }
 }
 
+/// What a user names, by path or by id. A path that exists is meant as it
+/// stands; an id that does not, or `hub` for [`COQA`], is of the hub that the
+/// environment names. Anything else is a path, for its reader to refuse.
+///
+/// # Errors
+/// [`Error::Hub`] with what can be done about it.
+pub fn resolve(kind: Kind, given: &Path, progress: &ProgressBar) -> Result<Located> {
+    let id = match given.to_str() {
+        _ if given.exists() => None,
+        Some("hub") if kind == Kind::Dataset => Some(COQA),
+        Some(text) if Id::is_meant(text) && !names_a_file(given) => Some(text),
+        _ => None,
+    };
+    let Some(id) = id else {
+        return Ok(Located::local(given.to_path_buf()));
+    };
+    let located = Id::from_str(id)
+        .and_then(|id| Hub::new(Settings::from_env()?)?.locate(kind, &id, progress));
+    located.map_err(|error| match error {
+        Error::Hub(mut why) => {
+            why.remedy += &format!("; here, too, there is nothing called {id}");
+            Error::Hub(why)
+        }
+        other => other,
+    })
+}
+
+/// Whether the name is that of a file of stories, as no repository's is.
+fn names_a_file(given: &Path) -> bool {
+    let extension = given.extension().unwrap_or_default();
+    ["json", "jsonl", "parquet"].iter().any(|e| extension == *e)
+}
+
 /// The hub, and the cache in front of it.
 pub struct Hub {
     settings: Settings,
@@ -87,7 +121,7 @@ impl Hub {
     /// The checkpoint folder of a model, downloaded if need be.
     ///
     /// # Errors
-    /// [`Error::Hub`] with what can be done about it.
+    /// As for [`Hub::locate`].
     pub fn model(&self, id: &Id, progress: &ProgressBar) -> Result<Located> {
         self.locate(Kind::Model, id, progress)
     }
@@ -95,12 +129,17 @@ impl Hub {
     /// The file of a data set's validation split, downloaded if need be.
     ///
     /// # Errors
-    /// [`Error::Hub`] with what can be done about it.
+    /// As for [`Hub::locate`].
     pub fn dataset(&self, id: &Id, progress: &ProgressBar) -> Result<Located> {
         self.locate(Kind::Dataset, id, progress)
     }
 
-    fn locate(&self, kind: Kind, id: &Id, progress: &ProgressBar) -> Result<Located> {
+    /// What `kind` says of a repository: the folder of a model, whole or with
+    /// its configuration alone, or the file of a data set; downloaded if need be.
+    ///
+    /// # Errors
+    /// [`Error::Hub`] with what can be done about it.
+    pub fn locate(&self, kind: Kind, id: &Id, progress: &ProgressBar) -> Result<Located> {
         let store = Store::new(&self.settings.cache, id, kind);
         if self.verify
             && let Some(commit) = store.commit()?
@@ -301,16 +340,13 @@ fn located(store: &Store, commit: &str) -> Result<Located> {
 /// What the cache holds, without asking the hub.
 fn from_cache(store: &Store, why: &str) -> Result<Located> {
     let refuse = |wanted: String, found: String| {
-        let command = match store.kind {
-            Kind::Model => "--model",
-            Kind::Dataset => "--dataset",
-        };
         Error::hub(
             store.thing(),
             wanted,
             format!("{found}, and {why}"),
             format!(
-                "on a machine with network run `llama-quant fetch {command} {}`",
+                "on a machine with network run `llama-quant fetch {} {}`",
+                store.kind.option(),
                 store.id
             ),
         )

@@ -146,7 +146,7 @@ pub(super) fn fetch(
 /// Asks what the file's checksum and size are.
 fn stated(client: &Client, wanted: &Wanted<'_>) -> Result<Stated, Failure> {
     let thing = wanted.thing();
-    let headers = client.get(&thing, &wanted.path(), Method::Head, 0)?.headers;
+    let headers = client.headers(&thing, &wanted.path())?;
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(commit) = text("x-repo-commit").filter(|commit| commit != &wanted.commit) {
         return Err(Failure::new(

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::charts;
 use super::findings::{Benched, Speeds};
 use super::page::{Block, Section};
-use super::table::{Column, Layout, Table, column, lookup};
+use super::table::{Column, FILES, Layout, PROPERTIES, Table, column, lookup};
 use crate::error::Result;
 use crate::verdict::figure::Picture;
 use crate::verdict::number::Unit;
@@ -45,14 +45,6 @@ pub(super) fn sections(findings: &Value, place: usize, benched: &Benched) -> Res
         let name = format!("{slug}-{name}");
         Table::new(findings, name, caption, &rows, columns)
     };
-    let properties = [
-        column("Property", &["name"], Unit::Text),
-        column("Value", &["values"], Unit::Text),
-    ];
-    let files = [
-        column("File", &["file"], Unit::Text),
-        column("SHA-256", &["sha256"], Unit::Text),
-    ];
     let sources = [
         FORMAT,
         column("started (UTC)", &["started"], Unit::Text),
@@ -61,10 +53,10 @@ pub(super) fn sections(findings: &Value, place: usize, benched: &Benched) -> Res
     let machine = listed(
         "machine",
         "The machine and the program.",
-        &properties,
+        &PROPERTIES,
         benched.machine.len(),
     );
-    let files = listed("files", "What was read.", &files, benched.files.len());
+    let files = listed("files", "What was read.", &FILES, benched.files.len());
     let sources = listed("sources", "The records.", &sources, benched.sources.len());
     Ok(vec![
         section("speed", TITLE, writer.blocks()?),
@@ -95,6 +87,7 @@ impl Writer<'_> {
         self.batches(&mut blocks)?;
         self.bandwidth(&mut blocks)?;
         self.prefill(&mut blocks)?;
+        self.documents(&mut blocks);
         self.energy(&mut blocks);
         self.memory(&mut blocks);
         self.card(&mut blocks);
@@ -246,6 +239,20 @@ impl Writer<'_> {
         };
         self.table("prefill", caption, "prefill", &columns, blocks);
         Ok(())
+    }
+
+    fn documents(&self, blocks: &mut Vec<Block>) {
+        let columns = [
+            FORMAT,
+            column("prompts", &["count"], Unit::Count),
+            column("prompt tokens", &["prompt_tokens"], Unit::Count),
+            column("new tokens each", &["new_tokens"], Unit::Count),
+            column("s", &["seconds"], Unit::Seconds),
+            column("prompts/s", &["documents_per_second"], Unit::Plain(1)),
+        ];
+        let caption = "Prompts of the lengths of CoQA's, read and continued together: one run of an \
+                       evaluation without its scores.";
+        self.table("documents", caption, "documents", &columns, blocks);
     }
 
     fn energy(&self, blocks: &mut Vec<Block>) {

@@ -23,6 +23,18 @@ pub const fn column(title: &'static str, keys: &'static [&'static str], unit: Un
     Column { title, keys, unit }
 }
 
+/// Of a table of facts about a machine.
+pub const PROPERTIES: [Column; 2] = [
+    column("Property", &["name"], Unit::Text),
+    column("Value", &["values"], Unit::Text),
+];
+
+/// Of a table of what was read.
+pub const FILES: [Column; 2] = [
+    column("File", &["file"], Unit::Text),
+    column("SHA-256", &["sha256"], Unit::Text),
+];
+
 /// A table, ready to be printed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Table {

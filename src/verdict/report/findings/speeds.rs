@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::experiment::EXPERIMENTS;
 use crate::quant::Format;
 use crate::record::{self, Bench, CardState, Memory, Weights};
-use crate::verdict::speed::{Decode, Energy, Prefill, Speed, speed};
+use crate::verdict::speed::{Decode, Documents, Energy, Prefill, Speed, speed};
 
 /// What the formats of one comparison or bench took.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -20,6 +20,7 @@ pub struct Speeds {
     /// By format, then by number of tokens.
     pub prefill: Vec<Named<Prefill>>,
     pub energy: Vec<Named<Energy>>,
+    pub documents: Vec<Named<Documents>>,
     pub memory: Vec<Named<Held>>,
     pub card: Vec<Named<Moment>>,
 }
@@ -119,6 +120,7 @@ impl Speeds {
         self.decode.extend(named(name, &speed.decode));
         self.prefill.extend(named(name, &speed.prefill));
         self.energy.extend(named(name, &speed.energy));
+        self.documents.extend(named(name, &speed.documents));
         let held = speed.memory.map(|memory| Held {
             formula_bytes,
             memory,

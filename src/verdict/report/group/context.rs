@@ -5,7 +5,7 @@ use crate::coqa::Scoring;
 use crate::verdict::number::Unit;
 use crate::verdict::number::points;
 use crate::verdict::report::page::{Block, Section};
-use crate::verdict::report::table::{Column, Layout, column};
+use crate::verdict::report::table::{Column, FILES, Layout, PROPERTIES, column};
 use crate::verdict::stats::Unit as Resampled;
 
 impl Writer<'_> {
@@ -53,14 +53,6 @@ impl Writer<'_> {
     }
 
     pub(super) fn environment(&self) -> Section {
-        let properties = [
-            column("Property", &["name"], Unit::Text),
-            column("Value", &["values"], Unit::Text),
-        ];
-        let files = [
-            column("File", &["file"], Unit::Text),
-            column("SHA-256", &["sha256"], Unit::Text),
-        ];
         let runs = [
             column("Run", &["experiment"], Unit::Text),
             column("started (UTC)", &["started"], Unit::Text),
@@ -77,11 +69,11 @@ impl Writer<'_> {
             facts(
                 "machine",
                 "The machine and the program.",
-                &properties,
+                &PROPERTIES,
                 "machine",
                 machine,
             ),
-            facts("files", "What was read.", &files, "files", read),
+            facts("files", "What was read.", &FILES, "files", read),
             self.table("runs", "The runs.", &runs, |_| true).into(),
         ];
         self.section("environment", "Environment", blocks)
