@@ -1,9 +1,12 @@
-//! The numbers on the front page are those of the snapshots.
+//! The numbers on the front page are those of the snapshots and of the records.
 
 use std::fs;
 use std::path::Path;
 
+use llama_quant::record::Records;
+use llama_quant::verdict::speed::speed;
 use rstest::rstest;
+use serde_json::Value;
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -25,4 +28,62 @@ fn the_readme_shows_the_committed_scores(#[case] turns: &str) {
         read("README.md").contains(&format!("```\n{scores}\n```")),
         "README.md does not show snapshots/scores@{turns}.snap; copy the table there"
     );
+}
+
+#[test]
+fn the_readme_shows_the_committed_speeds_beside_their_peers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let records = root.join("reports/records/2026-11-24-h200-llama-3.2-1b-shape");
+    let benches = Records::open(&records).expect("records").benches;
+    let peers = read("reports/peers/transformers-bitsandbytes-h200.jsonl");
+    let readme = read("README.md");
+    for line in peers.lines() {
+        let peer: Value = serde_json::from_str(line).expect("a line of JSON");
+        let (name, label) = match peer["kind"].as_str().expect("a format") {
+            "fp16" => ("fp16_baseline", "FP16"),
+            "nf4" => ("bnb_4bit_nf4", "NF4"),
+            "int8" => ("bnb_8bit", "INT8"),
+            other => panic!("no experiment for {other}"),
+        };
+        let bench = benches.iter().find(|b| b.head.setup.experiment == name);
+        let bench = bench.expect("a bench of the same run");
+        let format = bench.head.setup.format;
+        let ours = speed(format, bench.head.parts, &bench.speed).expect("samples");
+        let prefill = ours.prefill.iter().find(|p| p.tokens == 512);
+        let many = ours.decode.iter().find(|d| d.sequences == 32);
+        let milliseconds = |seconds: f64| 1e3 * seconds;
+        let theirs = |key: &str| peer[key].as_f64().expect("a number");
+        let mut row = format!("| {label} |");
+        for (theirs, ours, digits, faster) in [
+            (
+                theirs("decode_ms"),
+                ours.single
+                    .as_ref()
+                    .map(|d| milliseconds(d.seconds.median.value)),
+                3,
+                true,
+            ),
+            (
+                theirs("prefill512_ms"),
+                prefill.map(|p| milliseconds(p.seconds.median.value)),
+                2,
+                true,
+            ),
+            (
+                theirs("gen_b32_tok_s"),
+                many.map(|d| d.tokens_per_second),
+                0,
+                false,
+            ),
+        ] {
+            let ours = ours.expect("measured");
+            let ratio = if faster { theirs / ours } else { ours / theirs };
+            row += &format!(" {theirs:.digits$} | {ours:.digits$} | {ratio:.1} |");
+        }
+        let documents = bench.speed.documents.as_ref().expect("measured");
+        row += &format!(" {:.2} |", documents.seconds);
+        println!("{row}");
+        assert!(readme.contains(&row), "README.md does not show: {row}");
+    }
+    assert_eq!(peers.lines().count(), 3, "three formats have a peer");
 }

@@ -91,6 +91,23 @@ fn prefill_starts_from_an_empty_slot_each_time_and_steps_from_one_cache() {
 }
 
 #[test]
+fn documents_are_read_and_continued_whole() {
+    let mut decoder = mock(2, 50);
+    let mut plan = plan();
+    plan.prefill_tokens.push(40);
+    plan.documents = 3;
+    let found = speed(&mut decoder, Device::Cpu, &plan).expect("a plan that fits");
+    let documents = found.documents.expect("asked for");
+    // Longer than the plan's context leaves room for, and cut to that.
+    assert_eq!((documents.count, documents.new_tokens), (3, 16));
+    assert_eq!(documents.prompt_tokens, 3 * (40 - 16));
+    assert!(documents.seconds > 0.0);
+    let whole = decoder.prefilled();
+    let whole = whole.iter().filter(|run| run.tokens.len() == 40 - 16);
+    assert_eq!(whole.count(), 2 * 3, "twice, of which the second counts");
+}
+
+#[test]
 fn what_the_cpu_cannot_say_is_absent_and_says_why() {
     let mut decoder = mock(2, 7);
     let mut plan = plan();

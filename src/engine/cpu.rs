@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::decoder::{Decoder, Segment, check};
+use super::decoder::{Decoder, Segment, check, count};
 use super::llama::{Layer, Llama};
 use super::math::{LANES, Rope, arg_max, dot, exponentials, rms_norm, swiglu};
 use crate::error::{Error, Result};
@@ -75,11 +75,7 @@ impl CpuEngine {
             tokens.extend_from_slice(segment.tokens);
         }
         let x = self.embed(&tokens).and_then(|x| self.layers(x, &places));
-        for segment in segments {
-            // After a failure the slot holds what comes before the segment.
-            self.held[segment.slot] =
-                segment.start + if x.is_ok() { segment.tokens.len() } else { 0 };
-        }
+        count(&mut self.held, segments, x.is_ok());
         x.map_err(|e| Error::engine("running the layers on the CPU", e))
     }
 

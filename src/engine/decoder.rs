@@ -42,14 +42,7 @@ pub trait Decoder {
 
     /// One more token for each `(slot, token)`.
     fn step(&mut self, rows: &[(usize, u32)]) -> Result<Vec<u32>> {
-        let segments: Vec<Segment<'_>> = rows
-            .iter()
-            .map(|(slot, token)| Segment {
-                slot: *slot,
-                start: self.held(*slot),
-                tokens: std::slice::from_ref(token),
-            })
-            .collect();
+        let segments = step_segments(rows, |slot| self.held(slot));
         self.prefill(&segments)
     }
 
@@ -81,6 +74,27 @@ pub trait Decoder {
     /// What the engine holds on its device now; none if it does not count.
     fn memory(&self) -> Option<Memory> {
         None
+    }
+}
+
+/// The rows `(slot, token)` of a step as segments: one token each, after what
+/// its slot holds.
+pub fn step_segments(rows: &[(usize, u32)], held: impl Fn(usize) -> usize) -> Vec<Segment<'_>> {
+    rows.iter()
+        .map(|(slot, token)| Segment {
+            slot: *slot,
+            start: held(*slot),
+            tokens: std::slice::from_ref(token),
+        })
+        .collect()
+}
+
+/// Keeps count of what slots hold after a call; after a failure a slot holds
+/// what comes before its segment.
+pub fn count(held: &mut [usize], segments: &[Segment<'_>], ran: bool) {
+    for segment in segments {
+        let new = if ran { segment.tokens.len() } else { 0 };
+        held[segment.slot] = segment.start + new;
     }
 }
 

@@ -4,7 +4,7 @@
 #![allow(dead_code)] // Not every test file needs all of it.
 
 use llama_quant::Result;
-use llama_quant::engine::decoder::check;
+use llama_quant::engine::decoder::{check, step_segments};
 use llama_quant::engine::{Decoder, Segment};
 
 /// What a decoder was asked to run, in order.
@@ -122,14 +122,7 @@ impl<F: Fn(&[u32]) -> Result<u32>> Decoder for Mock<F> {
 
     fn step(&mut self, rows: &[(usize, u32)]) -> Result<Vec<u32>> {
         self.calls.push(Call::Step(rows.to_vec()));
-        let segments: Vec<Segment<'_>> = rows
-            .iter()
-            .map(|(slot, token)| Segment {
-                slot: *slot,
-                start: self.held(*slot),
-                tokens: std::slice::from_ref(token),
-            })
-            .collect();
+        let segments = step_segments(rows, |slot| self.held(slot));
         self.run(&segments)
     }
 }

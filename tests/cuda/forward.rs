@@ -14,7 +14,7 @@ use llama_quant::source::config::Config;
 use llama_quant::source::origin::Origin;
 use rstest::rstest;
 
-use crate::common::{Tensors, golden};
+use crate::common::{Tensors, golden, relative_distance};
 use crate::gpu::{Locked, card};
 use crate::random::Random;
 
@@ -223,13 +223,6 @@ fn greedy_tokens_equal_those_of_transformers() {
 }
 
 /// `‖a - b‖ / ‖b‖`
-fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square = |x: f32| f64::from(x).powi(2);
-    let distance: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
-    (distance / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
-}
-
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn logits_agree_with_transformers_and_bitsandbytes() {

@@ -346,25 +346,6 @@ impl Card {
         })
     }
 
-    /// Copies the first `count` values of `from` to `to` without waiting.
-    /// `from` must not change before the copy is done.
-    pub fn upload_pinned<T: Plain>(
-        &self,
-        to: &Buffer,
-        from: &Pinned<T>,
-        count: usize,
-    ) -> Result<()> {
-        assert!(
-            count <= from.length && count * size_of::<T>() <= to.bytes,
-            "an upload fits"
-        );
-        self.bind()?;
-        let values = &from.values()[..count];
-        // SAFETY: checked above.
-        unsafe { result::memcpy_htod_async(to.address, values, self.stream.cu_stream()) }
-            .map_err(failed("copying to the device"))
-    }
-
     /// A map of `rows` rows of `bytes` bytes each at `address`, one after the
     /// other, of which a copy takes `copied_rows` rows of `copied_bytes`; what
     /// lies outside is zeros. All bytes in multiples of 16.

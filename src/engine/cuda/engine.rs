@@ -11,7 +11,7 @@ use super::kernels::{ATTENTION, Kernels, QUANTISE, TOKEN};
 use super::linear::Linear;
 use super::model::{Layer, Model, check as check_shape};
 use super::product::{Input, Output, Path, Products, Room, What, programs};
-use crate::engine::decoder::{Decoder, Segment, check};
+use crate::engine::decoder::{Decoder, Segment, check, count, step_segments};
 use crate::error::{Error, Result};
 use crate::quant::{Compute, Format};
 use crate::record::Memory;
@@ -614,8 +614,7 @@ impl CudaEngine {
             .launch("choose", (batch.div_ceil(256), 1, 1), 256, 0, arguments)
     }
 
-    /// Runs `run` and keeps count of what the slots hold; after a failure a slot
-    /// holds what comes before its segment.
+    /// Runs `run` and keeps count of what the slots hold.
     fn counted<T>(
         &mut self,
         segments: &[Segment<'_>],
@@ -623,14 +622,7 @@ impl CudaEngine {
     ) -> Result<T> {
         check(self, segments)?;
         let result = run(self, segments);
-        for segment in segments {
-            let ran = if result.is_ok() {
-                segment.tokens.len()
-            } else {
-                0
-            };
-            self.held[segment.slot] = segment.start + ran;
-        }
+        count(&mut self.held, segments, result.is_ok());
         result
     }
 }
@@ -681,14 +673,7 @@ impl Decoder for CudaEngine {
         rows: &[(usize, u32)],
         beside: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Vec<u32>> {
-        let segments: Vec<Segment<'_>> = rows
-            .iter()
-            .map(|(slot, token)| Segment {
-                slot: *slot,
-                start: self.held[*slot],
-                tokens: std::slice::from_ref(token),
-            })
-            .collect();
+        let segments = step_segments(rows, |slot| self.held[slot]);
         self.counted(&segments, |engine, segments| {
             engine.run_steps(segments, beside)
         })

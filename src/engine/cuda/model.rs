@@ -77,9 +77,15 @@ pub fn check(config: &Config) -> Result<()> {
     Ok(())
 }
 
+impl Layer {
+    fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+}
+
 impl Model {
-    /// Packs the model of this shape from `weights`, one matrix at a time;
-    /// rotary tables for `positions`.
+    /// Packs the model of this shape, for which [`check`] holds, from `weights`,
+    /// one matrix at a time; rotary tables for `positions`.
     pub fn load(
         card: &Card,
         kernels: &Kernels,
@@ -89,7 +95,6 @@ impl Model {
         compute: Compute,
         positions: usize,
     ) -> Result<Self> {
-        check(&config)?;
         let tables = Tables::new(card)?;
         let linears = config.layer_linears();
         let largest = linears.iter().map(|&(_, rows, columns)| rows * columns);
@@ -170,10 +175,7 @@ impl Model {
 
     /// Numbers of the largest packed linear of a layer, padding included.
     pub fn largest_linear(&self) -> usize {
-        let linears = self
-            .layers
-            .iter()
-            .flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        let linears = self.layers.iter().flat_map(Layer::linears);
         let sizes = linears.map(|l| l.rows.next_multiple_of(TILE_ROWS) * l.columns);
         sizes.max().unwrap_or_default()
     }
@@ -182,7 +184,7 @@ impl Model {
     pub fn bytes(&self) -> Bytes {
         let norm = Bytes::plain(2 * self.config.hidden as u64);
         let layers = self.layers.iter().map(|layer| {
-            let linears = [&layer.qkv, &layer.o, &layer.gate_up, &layer.down];
+            let linears = layer.linears();
             linears
                 .map(|l| l.bytes(self.format))
                 .into_iter()
@@ -196,10 +198,7 @@ impl Model {
 
     /// Bytes held on the card for the weights.
     pub fn held_bytes(&self) -> usize {
-        let linears = self
-            .layers
-            .iter()
-            .flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        let linears = self.layers.iter().flat_map(Layer::linears);
         let tables = std::iter::once(&self.embedding).chain(&self.head);
         let norms = (2 * self.layers.len() + 1) * self.norm.bytes();
         linears.chain(tables).map(Linear::held_bytes).sum::<usize>() + norms

@@ -10,7 +10,6 @@
 // compiler knows, so that a look-up needs no addition. What CUDA and the kernel
 // itself hold lies below.
 #define TABLE_AT 2048
-#define TABLE_BYTES (256 * 16 * 8)
 
 #if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
 #define F16_DEEP 3
@@ -44,7 +43,7 @@ DEV void copy4(void* shared, const void* global) {
 }
 // A pair of 4-bit values; the table never changes while somebody reads it.
 DEV void load_pair(u32 at, float& low, float& high) {
-    asm("ld.shared.v2.f32 {%0, %1}, [%2 + 2048];" : "=f"(low), "=f"(high) : "r"(at));
+    asm("ld.shared.v2.f32 {%0, %1}, [%2 + %3];" : "=f"(low), "=f"(high) : "r"(at), "n"(TABLE_AT));
 }
 // What other multiprocessors wrote a moment ago.
 DEV float load_fresh(const float* p) {
