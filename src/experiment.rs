@@ -17,11 +17,13 @@ pub struct Experiment {
     pub format: Format,
     /// What weights are rounded to before they are multiplied.
     pub compute: Compute,
-    /// Sequences run together on the CPU; on a GPU [`GPU_FACTOR`] times as many. It changes no bit of any result; the control
-    /// runs the baseline's format with another number to show it.
+    /// Sequences run together on the CPU; on a GPU [`GPU_FACTOR`] times as many.
+    /// It changes no bit of any result; the control runs the baseline's format
+    /// with another number to show it.
     pub slots: usize,
     /// The least share of a GPU's measured copy bandwidth that decoding one
-    /// sequence with weights in its memory must reach.
+    /// sequence with weights in its memory must reach: what an NVIDIA H200
+    /// reached, less a fifth.
     pub bandwidth_share: f64,
     /// Part of the comparison that runs when nothing is asked for.
     pub default: bool,

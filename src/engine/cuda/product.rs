@@ -120,8 +120,8 @@ struct Int8Scratch {
 pub enum Path {
     /// Those of every supported card.
     Portable,
-    /// `wide_*` instead of `many_*`: warpgroups, which take several tokens in
-    /// every format.
+    /// `wide_*` instead of `many_*`: instructions of warpgroups, with 4-bit
+    /// weights unpacked on the way to them.
     Hopper,
 }
 
