@@ -313,16 +313,16 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
 
     /// Reads and continues the prompts of an evaluation, scoring aside.
     fn documents(&mut self) -> Result<Option<Documents>> {
-        let context = self.plan.context() - NEW_TOKENS;
+        if self.plan.documents == 0 {
+            return Ok(None);
+        }
+        let room = self.plan.context().saturating_sub(NEW_TOKENS);
         let prompts: Vec<Prompt> = (0..self.plan.documents)
             .map(|group| Prompt {
-                tokens: self.tokens[..document_tokens(group).min(context)].to_vec(),
+                tokens: self.tokens[..document_tokens(group).min(room)].to_vec(),
                 group,
             })
             .collect();
-        if prompts.is_empty() {
-            return Ok(None);
-        }
         let limits = Limits {
             max_new_tokens: NEW_TOKENS,
             eos: Vec::new(),

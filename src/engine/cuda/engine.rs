@@ -280,13 +280,7 @@ impl CudaEngine {
             self.keys.at(i * layer_bytes),
             self.values.at(i * layer_bytes),
         );
-        match attention {
-            Attention::Step(chunks) => self.attention_step(keys, values, rows, chunks, bf16)?,
-            _ => {
-                self.rope_cache(keys, values, rows)?;
-                self.attention(keys, values, rows, attention, bf16)?;
-            }
-        }
+        self.attention(keys, values, rows, attention, bf16)?;
         self.products.run(&layer.o, h, rows, What::Add, add)?;
         let norm = &layer.post_attention_norm;
         self.normed(norm, &layer.gate_up, rows, bf16, What::SwiGlu, swiglu)?;
@@ -294,15 +288,22 @@ impl CudaEngine {
             .run(&layer.down, work.act.at(0), rows, What::Add, add)
     }
 
-    /// Rotates queries and keys and writes the cache.
-    fn rope_cache(&self, keys: u64, values: u64, rows: usize) -> Result<()> {
-        let (config, work) = (&self.model.config, &self.work);
-        let arguments = Arguments::new()
+    /// What every kernel that rotates queries and keys begins with.
+    fn rotation(&self) -> Arguments {
+        let work = &self.work;
+        Arguments::new()
             .with(work.qkv.at(0))
             .with(work.slots.at(0))
             .with(work.positions.at(0))
             .with(self.model.cosines.at(0))
             .with(self.model.sines.at(0))
+    }
+
+    /// Rotates queries and keys and writes the cache.
+    fn rope_cache(&self, keys: u64, values: u64, rows: usize) -> Result<()> {
+        let (config, work) = (&self.model.config, &self.work);
+        let arguments = self
+            .rotation()
             .with(config.heads as i32)
             .with(config.kv_heads as i32)
             .with(config.head_dim as i32)
@@ -326,12 +327,8 @@ impl CudaEngine {
     ) -> Result<()> {
         let (config, work) = (&self.model.config, &self.work);
         let scale = 1.0 / (config.head_dim as f32).sqrt();
-        let arguments = Arguments::new()
-            .with(work.qkv.at(0))
-            .with(work.slots.at(0))
-            .with(work.positions.at(0))
-            .with(self.model.cosines.at(0))
-            .with(self.model.sines.at(0))
+        let arguments = self
+            .rotation()
             .with(keys)
             .with(values)
             .with(config.heads as i32)
@@ -347,6 +344,8 @@ impl CudaEngine {
             .launch(&name, grid, 32 * chunks, shared, arguments)
     }
 
+    /// The attention of all rows, from their projections on; rotation and cache
+    /// write included.
     fn attention(
         &self,
         keys: u64,
@@ -359,7 +358,9 @@ impl CudaEngine {
         let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
         match attention {
+            Attention::Step(chunks) => self.attention_step(keys, values, rows, chunks, bf16),
             Attention::Prefill(stretches) => {
+                self.rope_cache(keys, values, rows)?;
                 let arguments = Arguments::new()
                     .with(work.q.at(0))
                     .with(work.stretches.at(0))
@@ -376,7 +377,8 @@ impl CudaEngine {
                 self.kernels
                     .launch(&name, (stretches, heads, 1), 128, shared, arguments)
             }
-            Attention::Decode(chunks) | Attention::Step(chunks) => {
+            Attention::Decode(chunks) => {
+                self.rope_cache(keys, values, rows)?;
                 let warps = 256 / head_dim;
                 let arguments = Arguments::new()
                     .with(work.q.at(0))

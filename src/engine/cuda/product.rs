@@ -138,26 +138,28 @@ impl Path {
 
 /// Programs that the products of a format need; the head is FP16 in all.
 pub fn programs(format: Format, compute: Compute, path: Path) -> Vec<Program> {
+    let many = |portable: Option<Program>, hopper: Program| match path {
+        Path::Portable => portable,
+        Path::Hopper => Some(hopper),
+    };
     let mut programs = vec![STEP_F16, FEW_F16];
-    programs.push(match path {
-        Path::Portable => MANY_F16,
-        Path::Hopper => WIDE_F16,
-    });
-    programs.extend(match (format, compute) {
-        (Format::Fp16, _) => Vec::new(),
-        (Format::Bnb4 { .. }, Compute::Bf16) => vec![STEP_4BIT_BF16, FEW_4BIT_BF16],
-        (Format::Bnb4 { .. }, _) => vec![STEP_4BIT, FEW_4BIT],
-        (Format::Int8 { .. }, _) => vec![STEP_INT8, FEW_INT8],
-    });
-    programs.extend(match (format, compute, path) {
-        (Format::Fp16, ..) => None,
-        (Format::Bnb4 { .. }, Compute::Bf16, Path::Portable) => Some(MANY_BF16),
-        (Format::Bnb4 { .. }, _, Path::Portable) => None,
-        (Format::Int8 { .. }, _, Path::Portable) => Some(MANY_INT8),
-        (Format::Bnb4 { .. }, Compute::Bf16, Path::Hopper) => Some(WIDE_4BIT_BF16),
-        (Format::Bnb4 { .. }, _, Path::Hopper) => Some(WIDE_4BIT),
-        (Format::Int8 { .. }, _, Path::Hopper) => Some(WIDE_INT8),
-    });
+    programs.extend(many(Some(MANY_F16), WIDE_F16));
+    match (format, compute) {
+        (Format::Fp16, _) => {}
+        (Format::Bnb4 { .. }, Compute::Bf16) => {
+            programs.extend([STEP_4BIT_BF16, FEW_4BIT_BF16]);
+            programs.extend(many(Some(MANY_BF16), WIDE_4BIT_BF16));
+        }
+        (Format::Bnb4 { .. }, _) => {
+            programs.extend([STEP_4BIT, FEW_4BIT]);
+            // The portable path unpacks to FP16 first.
+            programs.extend(many(None, WIDE_4BIT));
+        }
+        (Format::Int8 { .. }, _) => {
+            programs.extend([STEP_INT8, FEW_INT8]);
+            programs.extend(many(Some(MANY_INT8), WIDE_INT8));
+        }
+    }
     programs
 }
 
