@@ -3,10 +3,7 @@
 
 use std::collections::HashMap;
 
-use cudarc::driver::CudaGraph;
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-
-use super::card::{Arguments, Buffer, Card, Pinned, Plain, failed};
+use super::card::{Arguments, Buffer, Card, Graph, Pinned, Plain};
 use super::kernels::{ATTENTION, Kernels, QUANTISE, TOKEN};
 use super::linear::Linear;
 use super::model::{Layer, Model, check as check_shape};
@@ -74,7 +71,7 @@ struct Workspace {
 /// A model on the card with its key-value cache.
 pub struct CudaEngine {
     // Graphs refer to everything below and go first.
-    graphs: HashMap<(usize, usize), CudaGraph>,
+    graphs: HashMap<(usize, usize), Graph>,
     work: Workspace,
     model: Model,
     /// `[layers][slots + 1][kv_heads][context][head_dim]` FP16; the last slot
@@ -551,13 +548,14 @@ impl CudaEngine {
             self.give_rows(rows, batch)?;
         }
         self.following.clear();
+        if self.card.is_blocking() {
+            return self.step_kernels(batch, chunks);
+        }
         if !self.graphs.contains_key(&(batch, chunks)) {
             let graph = self.capture(batch, chunks)?;
             self.graphs.insert((batch, chunks), graph);
         }
-        self.graphs[&(batch, chunks)]
-            .launch()
-            .map_err(failed("launching a decode step"))
+        self.graphs[&(batch, chunks)].launch("launching a decode step")
     }
 
     /// Brings the rows of a step to the device, filled up to `batch`.
@@ -583,18 +581,9 @@ impl CudaEngine {
     }
 
     /// Captures one decode step of `batch` rows.
-    fn capture(&self, batch: usize, chunks: usize) -> Result<CudaGraph> {
-        let stream = self.card.stream();
-        stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-            .map_err(failed("starting to capture a decode step"))?;
-        let captured = self.step_kernels(batch, chunks);
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = stream
-            .end_capture(flags)
-            .map_err(failed("capturing a decode step"));
-        captured?;
-        graph?.ok_or_else(|| Error::engine("capturing a decode step", "an empty graph"))
+    fn capture(&self, batch: usize, chunks: usize) -> Result<Graph> {
+        let launches = || self.step_kernels(batch, chunks);
+        self.card.capture("a decode step", launches)
     }
 
     fn step_kernels(&self, batch: usize, chunks: usize) -> Result<()> {
