@@ -13,6 +13,7 @@ pub mod llama;
 pub mod cpu;
 pub mod cuda;
 pub mod math;
+pub mod memory;
 mod stored;
 
 pub use decoder::{Decoder, Segment};

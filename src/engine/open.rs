@@ -8,6 +8,7 @@ use super::cpu::CpuEngine;
 use super::cuda::{Card, CudaEngine};
 use super::device::Device;
 use super::llama::Llama;
+use super::memory::{Need, available_bytes};
 use super::stored::without_baseline;
 use crate::error::Result;
 use crate::quant::{Bytes, Compute, Format};
@@ -70,6 +71,9 @@ pub fn open(opening: Opening<'_>) -> Result<Opened> {
     match device {
         Device::Cpu => {
             let config = Config::open(model)?;
+            if let Some(available) = available_bytes() {
+                Need::of(&config, format, slots, context).check(format, available)?;
+            }
             let model = Llama::build(config, &Origin::open(model, weights)?, format, compute)?;
             let size = model.bytes();
             let decoder = Box::new(CpuEngine::new(model, slots, context));
