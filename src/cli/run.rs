@@ -196,9 +196,12 @@ mod tests {
         )
     }
 
+    /// The place of an experiment that fails, and its error.
+    type Failing = (usize, fn() -> Error);
+
     /// Runs the first five experiments after the first was given up; those
     /// named fail.
-    fn ran(failing: &[(usize, fn() -> Error)]) -> (Result<Ran<&'static str>>, Vec<&'static str>) {
+    fn ran(failing: &[Failing]) -> (Result<Ran<&'static str>>, Vec<&'static str>) {
         let mut tried = Vec::new();
         let ran = run_each(&EXPERIMENTS[1..5], &EXPERIMENTS[..1], |experiment| {
             tried.push(experiment.name);

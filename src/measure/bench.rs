@@ -142,6 +142,8 @@ impl Benched {
             slots: plan.slots(),
             context: plan.context(),
         })?;
+        // A full card holds fewer sequences than it was asked to.
+        let plan = plan.within(decoder.slots(), decoder.context());
         let speed = speed(decoder.as_mut(), self.device, &plan)?;
         let setup = BenchSetup {
             experiment: experiment.name.to_owned(),

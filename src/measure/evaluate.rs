@@ -176,7 +176,7 @@ pub fn evaluate(
     shared.reference = reference;
     asked?;
     let evaluate_seconds = start.elapsed().as_secs_f64();
-    let plan = Plan::short(device).within(slots, decoder.context());
+    let plan = Plan::short(device).within(decoder.slots(), decoder.context());
     let wanted = shared.options.speed;
     let speed = wanted.then(|| speed(decoder.as_mut(), device, &plan));
     writer.finish(Samples {

@@ -21,6 +21,14 @@ impl Deref for Locked {
     }
 }
 
+/// Number of the card that `LLAMA_QUANT_DEVICE` names.
+pub fn ordinal() -> usize {
+    std::env::var("LLAMA_QUANT_DEVICE")
+        .ok()
+        .and_then(|name| name.strip_prefix("cuda:")?.parse().ok())
+        .unwrap_or(0)
+}
+
 /// Waits for the lock and opens `LLAMA_QUANT_DEVICE`, `cuda:0` by default.
 /// Fails where there is no GPU: a test that needs one never passes without.
 pub fn card() -> Locked {
@@ -31,10 +39,7 @@ pub fn card() -> Locked {
         .open(&path)
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     lock.lock().expect("a lock on the GPU");
-    let ordinal = std::env::var("LLAMA_QUANT_DEVICE")
-        .ok()
-        .and_then(|name| name.strip_prefix("cuda:")?.parse().ok())
-        .unwrap_or(0);
-    let card = Card::open(ordinal).unwrap_or_else(|e| panic!("this test needs an NVIDIA GPU: {e}"));
+    let card =
+        Card::open(ordinal()).unwrap_or_else(|e| panic!("this test needs an NVIDIA GPU: {e}"));
     Locked { card, _lock: lock }
 }

@@ -6,9 +6,12 @@
 mod common;
 #[path = "../common/gpu.rs"]
 mod gpu;
+#[path = "../common/machine_code.rs"]
+mod machine_code;
 #[path = "../common/random.rs"]
 mod random;
 
+mod faults;
 mod forward;
 mod invariance;
 mod products;

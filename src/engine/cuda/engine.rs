@@ -142,9 +142,25 @@ impl CudaEngine {
         let rows = CHUNK_TOKENS.min((slots * context).next_multiple_of(128));
         let work = Workspace::new(card, &model, rows, slots.min(MOST_SEQUENCES), context)?;
         let config = &model.config;
+        let linears = config.layer_linears();
+        let widest = linears.iter().map(|&(_, _, columns)| columns).max();
+        let room = Room {
+            format,
+            compute,
+            path,
+            tokens: work.rows,
+            columns: widest.unwrap_or_default(),
+            elements: model.largest_linear(),
+        };
+        let products = Products::new(card, &kernels, room)?;
+        // Last, since the cache takes what is left.
         let slot_bytes = 2 * config.kv_heads * context * config.head_dim * config.layers;
         let free = card.free_bytes()?.saturating_sub(RESERVE) as usize;
         let fit = (free / (2 * slot_bytes)).saturating_sub(1).clamp(1, slots);
+        if fit < slots {
+            let name = &card.name;
+            tracing::warn!("{name}: memory for the caches of {fit} of {slots} sequences");
+        }
         let keys = card.zeros("keys", (fit + 1) * slot_bytes)?;
         let values = card.zeros("values", (fit + 1) * slot_bytes)?;
         // Loaded now, since a function cannot be loaded while a graph is captured.
@@ -160,17 +176,6 @@ impl CudaEngine {
         for name in attention.iter().map(String::as_str).chain(others) {
             kernels.get(name)?;
         }
-        let linears = config.layer_linears();
-        let widest = linears.iter().map(|&(_, _, columns)| columns).max();
-        let room = Room {
-            format,
-            compute,
-            path,
-            tokens: work.rows,
-            columns: widest.unwrap_or_default(),
-            elements: model.largest_linear(),
-        };
-        let products = Products::new(card, &kernels, room)?;
         card.wait("preparing the engine")?;
         Ok(Self {
             graphs: HashMap::new(),

@@ -174,7 +174,7 @@ mod tests {
             (result, graph.to_vec()),
             (7, vec![norm.clone(), step.clone()])
         );
-        assert_eq!(launched.names(), [embed.clone()]);
+        assert_eq!(launched.names(), std::slice::from_ref(&embed));
         launched.graph(&graph);
         launched.graph(&graph);
         launched.kernel(&kernel("rms_norm"));
