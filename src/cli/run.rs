@@ -11,7 +11,7 @@ use llama_quant::source::hub::Located;
 use llama_quant::{Error, Result, measure};
 
 /// What became of the experiments of a command.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ran<T> {
     pub done: Vec<T>,
     pub failed: Vec<&'static str>,

@@ -348,8 +348,17 @@ impl Card {
         let bytes = (length * size_of::<T>()).max(16);
         // SAFETY: a plain allocation, cleared before use.
         let address = unsafe {
-            let address = result::malloc_host(bytes, 0)
-                .map_err(self.failed("allocating page-locked memory"))?;
+            let address = result::malloc_host(bytes, 0).map_err(|e| {
+                if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                    return Error::device(
+                        "page-locked memory of the host",
+                        format!("{bytes} bytes"),
+                        described(e),
+                        "close other programs, or raise the limit of locked memory",
+                    );
+                }
+                self.failed("allocating page-locked memory")(e)
+            })?;
             std::ptr::write_bytes(address.cast::<u8>(), 0, bytes);
             address.cast::<T>()
         };
