@@ -12,4 +12,5 @@ mod random;
 mod forward;
 mod invariance;
 mod products;
+mod timeline;
 mod weights;

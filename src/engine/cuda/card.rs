@@ -100,6 +100,8 @@ unsafe impl Plain for f32 {}
 unsafe impl Plain for f64 {}
 // SAFETY: a transparent u16.
 unsafe impl Plain for half::f16 {}
+// SAFETY: an array of them has no gap either.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
 /// How the copy engine of Hopper walks over rows of memory; mirrors the driver's
 /// `CUtensorMap`.
@@ -395,6 +397,45 @@ impl Card {
         shared: u32,
         arguments: Arguments,
     ) -> Result<()> {
+        let dependent = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let attribute = self.dependent_launches.then_some(dependent);
+        self.launch_as(kernel, grid, threads, shared, arguments, attribute)
+    }
+
+    /// As [`Card::launch`], with all blocks running at once; refused if they do
+    /// not fit.
+    pub fn launch_together(
+        &self,
+        kernel: &Kernel,
+        blocks: u32,
+        threads: u32,
+        shared: u32,
+        arguments: Arguments,
+    ) -> Result<()> {
+        let together = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { cooperative: 1 },
+        };
+        let grid = (blocks, 1, 1);
+        self.launch_as(kernel, grid, threads, shared, arguments, Some(together))
+    }
+
+    fn launch_as(
+        &self,
+        kernel: &Kernel,
+        grid: (u32, u32, u32),
+        threads: u32,
+        shared: u32,
+        arguments: Arguments,
+        mut attribute: Option<sys::CUlaunchAttribute>,
+    ) -> Result<()> {
         self.bind()?;
         let Arguments { mut data, at } = arguments;
         let base = data.as_mut_ptr();
@@ -403,13 +444,7 @@ impl Card {
             .iter()
             .map(|&at| unsafe { base.add(at) }.cast())
             .collect();
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                programmaticStreamSerializationAllowed: 1,
-            },
-        };
+        let attributes = attribute.as_mut_slice();
         let config = sys::CUlaunchConfig {
             gridDimX: grid.0,
             gridDimY: grid.1,
@@ -419,8 +454,8 @@ impl Card {
             blockDimZ: 1,
             sharedMemBytes: shared,
             hStream: self.stream.cu_stream(),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(self.dependent_launches),
+            numAttrs: attributes.len() as u32,
+            attrs: attributes.as_mut_ptr(),
         };
         // SAFETY: the caller passes what the kernel declares; every kernel waits
         // for the one before it before it touches what that one wrote.

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::quant::{Compute, Format};
 
 /// Columns that are summed from zero; as in `kernels/common.cuh`.
-const SEGMENT: usize = 256;
+pub(super) const SEGMENT: usize = 256;
 /// Most tokens that `few_*` serves.
 pub const FEW: usize = 64;
 /// Most tokens that `step_*` serves.

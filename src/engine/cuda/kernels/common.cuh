@@ -58,6 +58,19 @@ template <bool BF> DEV u32 pack2(float low, float high) {
 }
 template <bool BF> DEV u16 pack1(float x) { return (u16)pack2<BF>(x, 0.0f); }
 
+// --- 4-bit weights in 16 bits: a pair of the code's values times their absmax
+// value, all three rounded to 16 bits, as bitsandbytes multiplies a single token.
+template <bool BF> DEV u32 splat16(float s) {
+    return pack2<BF>(s, s);
+}
+template <bool BF> DEV u32 scaled_pair(u32 pair, u32 scale) {
+    u32 d;
+    // BF16 has a product of its own from Hopper on only.
+    if (BF) asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(pair), "r"(scale), "r"(0x80008000u));
+    else asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(pair), "r"(scale));
+    return d;
+}
+
 // --- loads
 DEV uint4 load_stream(const uint4* p) {
     uint4 v;
