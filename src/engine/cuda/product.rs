@@ -120,8 +120,8 @@ struct Int8Scratch {
 pub enum Path {
     /// Those of every supported card.
     Portable,
-    /// `wide_*` instead of `many_*`: instructions of warpgroups, with 4-bit
-    /// weights unpacked on the way to them.
+    /// `wide_*` instead of `few_*` and `many_*`: instructions of warpgroups, with
+    /// 4-bit weights unpacked on the way to them.
     Hopper,
 }
 
@@ -138,26 +138,26 @@ impl Path {
 
 /// Programs that the products of a format need; the head is FP16 in all.
 pub fn programs(format: Format, compute: Compute, path: Path) -> Vec<Program> {
-    let many = |portable: Option<Program>, hopper: Program| match path {
-        Path::Portable => portable,
-        Path::Hopper => Some(hopper),
+    let by_path = |portable: &[Program], hopper: Program| match path {
+        Path::Portable => portable.to_vec(),
+        Path::Hopper => vec![hopper],
     };
-    let mut programs = vec![STEP_F16, FEW_F16];
-    programs.extend(many(Some(MANY_F16), WIDE_F16));
+    let mut programs = vec![STEP_F16];
+    programs.extend(by_path(&[FEW_F16, MANY_F16], WIDE_F16));
     match (format, compute) {
         (Format::Fp16, _) => {}
         (Format::Bnb4 { .. }, Compute::Bf16) => {
-            programs.extend([STEP_4BIT_BF16, FEW_4BIT_BF16]);
-            programs.extend(many(Some(MANY_BF16), WIDE_4BIT_BF16));
+            programs.push(STEP_4BIT_BF16);
+            programs.extend(by_path(&[FEW_4BIT_BF16, MANY_BF16], WIDE_4BIT_BF16));
         }
         (Format::Bnb4 { .. }, _) => {
-            programs.extend([STEP_4BIT, FEW_4BIT]);
-            // The portable path unpacks to FP16 first.
-            programs.extend(many(None, WIDE_4BIT));
+            programs.push(STEP_4BIT);
+            // Many tokens: the portable path unpacks to FP16 first.
+            programs.extend(by_path(&[FEW_4BIT], WIDE_4BIT));
         }
         (Format::Int8 { .. }, _) => {
-            programs.extend([STEP_INT8, FEW_INT8]);
-            programs.extend(many(Some(MANY_INT8), WIDE_INT8));
+            programs.push(STEP_INT8);
+            programs.extend(by_path(&[FEW_INT8, MANY_INT8], WIDE_INT8));
         }
     }
     programs
@@ -225,13 +225,13 @@ impl Products {
                 if what != What::Add {
                     names.push(format!("step_{kind}_normed_{name}"));
                 }
-                names.extend([8, 16, 32, 64].map(|size| format!("few_{kind}_{name}_{size}")));
                 match path {
                     Path::Hopper => {
                         let shapes = SHAPES.map(|shape| shape.name);
                         names.extend(shapes.map(|shape| format!("wide_{kind}_{name}_{shape}")));
                     }
                     Path::Portable => {
+                        names.extend([8, 16, 32, 64].map(|n| format!("few_{kind}_{name}_{n}")));
                         let kind = match kind {
                             "bit4" => "f16",
                             "bit4_bf16" => "bf16",
@@ -268,14 +268,13 @@ impl Products {
             return self.step(linear, Input::Activations(x), tokens, what, out);
         }
         let (x, scales) = self.prepared(linear, x, tokens)?;
-        // Too large activations for `step_*` are left to `few_*` everywhere.
         match self.path {
-            Path::Hopper if tokens > STEP => {
+            Path::Hopper => {
                 let plan = self.plan(linear, tokens, what);
                 self.wide(linear, x, tokens, what, scales, out, plan)
             }
-            _ if tokens <= FEW => self.few(linear, x, tokens, what, scales, out),
-            _ => self.many(linear, x, tokens, what, scales, out),
+            Path::Portable if tokens <= FEW => self.few(linear, x, tokens, what, scales, out),
+            Path::Portable => self.many(linear, x, tokens, what, scales, out),
         }
     }
 

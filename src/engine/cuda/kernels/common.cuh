@@ -203,10 +203,10 @@ DEV u32 scaled_values(u32 low, u32 high, const Scale<true>& scale) {
 // itself hold lies below.
 #define TABLE_AT 2048
 #define TABLE_BYTES (256 * 128)
-template <bool BF> DEV void fill_pairs(uint4* to, const float* table) {
+template <bool BF> DEV void fill_pairs(uint4* to, const float* table, int threads) {
     const u32 value = value_bits<BF>(table[threadIdx.x & 15], factor_of<BF>(table));
 #pragma unroll 2
-    for (int i = threadIdx.x; i < TABLE_BYTES / 16; i += blockDim.x) {
+    for (int i = threadIdx.x; i < TABLE_BYTES / 16; i += threads) {
         const u32 low = __shfl_sync(FULL, value, i >> 3 & 15), high = __shfl_sync(FULL, value, i >> 7);
         const u32 pair = pair_of(low, high);
         to[i] = BF ? make_uint4(low, high, low, high) : make_uint4(pair, pair, pair, pair);

@@ -28,6 +28,7 @@ DEV void copy_box(u32 to, const TensorMap& map, int x, int y, u32 barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
                  "l"(&map), "r"(x), "r"(y), "r"(barrier) : "memory");
 }
+DEV void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 DEV uint4 load_shared16(u32 at) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
@@ -118,14 +119,14 @@ DEV void load_tokens8(Tokens8& to, int token, int tokens, const Scales8& scales)
 }
 
 // A warp's sums of one set to the blocks that finish them: units `unit`, `unit +
-// step` and so on, of which each block has a power of two.
+// step` and so on, of which each block has a power of two. alone: no cluster.
 template <int NUMBERS, class SUM>
-DEV void give(const SUM (&sum)[NUMBERS], u32 sums, int set, int unit, int step, int own_log2, int lane) {
+DEV void give(const SUM (&sum)[NUMBERS], u32 sums, int set, int unit, int step, int own_log2, int lane, bool alone) {
 #pragma unroll
     for (int n = 0; n < NUMBERS; n += 4, unit += step) {
-        const int mine = (set << own_log2) + (unit & ((1 << own_log2) - 1));
-        const u32 to = place_in(sums + (mine * 32 + lane) * 16, unit >> own_log2);
-        store_there(to, bits_of(sum[n]), bits_of(sum[n + 1]), bits_of(sum[n + 2]), bits_of(sum[n + 3]));
+        const int theirs = (set << own_log2) + (unit & ((1 << own_log2) - 1));
+        const u32 at = sums + (theirs * 32 + lane) * 16;
+        store_there(alone ? at : place_in(at, unit >> own_log2), bits_of(sum[n]), bits_of(sum[n + 1]), bits_of(sum[n + 2]), bits_of(sum[n + 3]));
     }
 }
 
@@ -160,15 +161,27 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     const u32 full = (u32)__cvta_generic_to_shared(barriers[0]), empty = full + 8 * MOST_STAGES;
     float* maps = (float*)((char*)shared + (TABLE_AT + TABLE_BYTES - bottom));
 
+    auto load = [&](int stage, int slot, bool a, bool b) {
+        const u32 to = ring + slot * STAGE_BYTES, at = full + slot * 8;
+        if (a) {
+            barrier_expect(at, STAGE_BYTES);
+            copy_box(to, weight_map, stage * (TILE_BYTES / 8), tile0, at);
+        }
+        if (b) copy_box(to + A_BYTES, act_map, stage * (1024 / 8), token0 / 8, at);
+    };
     pdl_launch();
-    if (threadIdx.x == 0) {
+    const int ahead = min(depth, last - first);
+    if (threadIdx.x == THREADS) {
         for (int i = 0; i < depth; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, WARPS);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
+        // Weights do not wait for the kernel ahead, activations do.
+        for (int i = 0; i < ahead; i++) load(first + i, i, true, false);
+        prefetch(act_map);
+    } else if (KIND == BIT4_WEIGHT && threadIdx.x < THREADS) {
+        fill_pairs<BF>((uint4*)((char*)shared + (TABLE_AT - bottom)), table, THREADS);
+        for (int i = threadIdx.x; i < 256; i += THREADS) maps[i] = map[i];
     }
-    if (KIND == BIT4_WEIGHT) {
-        fill_pairs<BF>((uint4*)((char*)shared + (TABLE_AT - bottom)), table);
-        for (int i = threadIdx.x; i < 256; i += blockDim.x) maps[i] = map[i];
-    }
+    __syncwarp();
     if (blocks > 1) cluster_arrive(); // who is here may be written to
     __syncthreads();
 
@@ -176,17 +189,6 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     if (threadIdx.x >= THREADS) {
         if (SHIFT) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == THREADS) {
-            auto load = [&](int stage, int slot, bool a, bool b) {
-                const u32 to = ring + slot * STAGE_BYTES, at = full + slot * 8;
-                if (a) {
-                    barrier_expect(at, STAGE_BYTES);
-                    copy_box(to, weight_map, stage * (TILE_BYTES / 8), tile0, at);
-                }
-                if (b) copy_box(to + A_BYTES, act_map, stage * (1024 / 8), token0 / 8, at);
-            };
-            // Weights do not wait for the kernel ahead, activations do.
-            const int ahead = min(depth, last - first);
-            for (int i = 0; i < ahead; i++) load(first + i, i, true, false);
             pdl_wait();
             asm volatile("fence.proxy.async;" ::: "memory"); // what other kernels wrote, for the copies
             for (int i = 0; i < ahead; i++) load(first + i, i, false, true);
@@ -300,7 +302,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
 #pragma unroll
             for (int i = 0; i < N / 2; i++) total[i] = __fadd_rn(total[i], acc[i]);
         } else {
-            give(acc, sums, 1 + stage / PER_SEGMENT - alone, unit0, 4 * WM, own_log2, lane);
+            give(acc, sums, 1 + stage / PER_SEGMENT - alone, unit0, 4 * WM, own_log2, lane, false);
         }
     };
     // Whole segments of 4 stages; int8 sums go on from one to the next.
@@ -336,6 +338,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         end_segment(whole);
     }
 
+    auto meet = [&] { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }; // all that multiply
     // Sums of rows g and g + 8 of `tile` and of tokens `token` and the next one.
     auto results = [&](float (&y)[2][2], const sum_t (&sum)[4], const float (&added)[4], int tile, int token, const float (&absmax)[2],
                        const Tokens8& of) {
@@ -356,32 +359,43 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             absmax[h] = KIND == INT8_WEIGHT && tile * 16 + g + 8 * h < out.rows ? scales.row_absmax[tile * 16 + g + 8 * h] : 0.0f;
     };
 
-    if (blocks > 1) {
-        if (!SEGMENTS) give(acc, sums, rank, unit0, 4 * WM, own_log2, lane);
-        else if (rank == 0) give(total, sums, 0, unit0, 4 * WM, own_log2, lane);
-        cluster_arrive();
+    // Through shared memory go the sums of a cluster, and integers even if they
+    // are complete: what becomes of one is much code, and a loop has it once.
+    if (blocks > 1 || !SEGMENTS) {
+        const u32 from = blocks > 1 ? sums : ring;
+        if (blocks == 1) meet(); // all have read the stages
+        if (!SEGMENTS) give(acc, from, rank, unit0, 4 * WM, own_log2, lane, blocks == 1);
+        else if (rank == 0) give(total, from, 0, unit0, 4 * WM, own_log2, lane, false);
+        if (blocks > 1) cluster_arrive();
         const int sets = SEGMENTS ? 1 + segments - alone : blocks;
-        // Loaded before the others are waited for.
-        float before[2][2], absmax[2];
-        Tokens8 of;
-        auto load_unit = [&](int unit) {
-            const int tile = tile0 + unit % (4 * WM), token = token0 + unit / (4 * WM) * 8 + 2 * t;
-            for (int j = 0; j < 2; j++) load_before<WHAT>(before[j], token + j, tokens, tile, g, out);
-            load_rows8(absmax, tile);
-            if (KIND == INT8_WEIGHT) load_tokens8(of, token, tokens, scales);
+        // What a unit needs beside its sums is loaded one unit ahead.
+        struct Beside {
+            float before[2][2], absmax[2];
+            Tokens8 of;
+        } beside;
+        auto tile_of = [&](int i) { return tile0 + (rank * own + i) % (4 * WM); };
+        auto token_of = [&](int i) { return token0 + (rank * own + i) / (4 * WM) * 8 + 2 * t; };
+        auto load_beside = [&](int i) {
+            const int tile = tile_of(i), token = token_of(i);
+#pragma unroll
+            for (int j = 0; j < 2; j++) load_before<WHAT>(beside.before[j], token + j, tokens, tile, g, out);
+            load_rows8(beside.absmax, tile);
+            if (KIND == INT8_WEIGHT) load_tokens8(beside.of, token, tokens, scales);
         };
-        if (warp < own) load_unit(rank * own + warp);
-        cluster_wait();
+        if (warp < own) load_beside(warp);
+        if (blocks > 1) cluster_wait();
+        else meet();
+#pragma unroll 1
         for (int i = warp; i < own; i += WARPS) {
-            const int unit = rank * own + i;
-            const int tile = tile0 + unit % (4 * WM), token = token0 + unit / (4 * WM) * 8 + 2 * t;
-            if (i != warp) load_unit(unit);
-            const u32 from = sums + (i * 32 + lane) * 16;
+            const Beside now = beside;
+            if (i + WARPS < own) load_beside(i + WARPS);
+            const int tile = tile_of(i), token = token_of(i);
+            if (tile >= tiles) continue; // the same for the whole warp
             sum_t sum[4] = {0, 0, 0, 0};
             float added[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
             for (int set = 0; set < sets; set++) {
-                const uint4 v = load_shared16(from + set * own * 512);
+                const uint4 v = load_shared16(from + ((set << own_log2) + i) * 512 + lane * 16);
                 const u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
@@ -390,10 +404,9 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
                 }
             }
             float y[2][2];
-            if (tile >= tiles) continue; // the same for the whole warp
-            results(y, sum, added, tile, token, absmax, of);
+            results(y, sum, added, tile, token, now.absmax, now.of);
 #pragma unroll
-            for (int j = 0; j < 2; j++) finish_and_offer<WHAT>(y[j], before[j], token + j, tokens, tile, g, out);
+            for (int j = 0; j < 2; j++) finish_and_offer<WHAT>(y[j], now.before[j], token + j, tokens, tile, g, out);
         }
         return;
     }
@@ -401,39 +414,26 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     // LIKELIEST: the best of each warp, to ask memory once for each token.
     u64* ranks = (u64*)((char*)shared + (sums - bottom)); // [warps of rows][TN]
     if (tile < tiles) {
-        float absmax[2];
-        load_rows8(absmax, tile);
-        constexpr int AHEAD = N < 32 || KIND == INT8_WEIGHT ? 2 : 4; // groups of tokens
+        constexpr int AHEAD = N < 32 ? N / 8 : 4; // groups of tokens whose residuals are loaded at once
 #pragma unroll
         for (int part = 0; part < N / 8; part += AHEAD) {
             float before[AHEAD][2][2];
-            Tokens8 of[AHEAD];
 #pragma unroll
-            for (int n = 0; n < AHEAD; n++) {
-                const int token = token0 + wt * N + (part + n) * 8 + 2 * t;
+            for (int i = 0; i < 2 * AHEAD; i++)
+                load_before<WHAT>(before[i / 2][i & 1], token0 + wt * N + (part + i / 2) * 8 + 2 * t + (i & 1), tokens, tile, g, out);
 #pragma unroll
-                for (int j = 0; j < 2; j++) load_before<WHAT>(before[n][j], token + j, tokens, tile, g, out);
-                if (KIND == INT8_WEIGHT) load_tokens8(of[n], token, tokens, scales);
-            }
-#pragma unroll
-            for (int n = 0; n < AHEAD; n++) {
-                const int at = wt * N + (part + n) * 8 + 2 * t;
-                float y[2][2];
-                sum_t sum[4];
-                float added[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) sum[i] = acc[(part + n) * 4 + i], added[i] = total[(part + n) * 4 + i];
-                results(y, sum, added, tile, token0 + at, absmax, of[n]);
+            for (int n = part; n < part + AHEAD; n++)
 #pragma unroll
                 for (int j = 0; j < 2; j++) { // tokens 2t and 2t + 1
-                    u64 best = finish_pair<WHAT>(y[j], before[n][j], token0 + at + j, tokens, tile, g, out);
-                    if (WHAT == LIKELIEST && g == 0) ranks[(wr * 4 + (warp & 3)) * TN + at + j] = best;
+                    const int at = wt * N + n * 8 + 2 * t + j;
+                    const float y[2] = {total[n * 4 + j], total[n * 4 + 2 + j]}; // rows g and g + 8
+                    u64 best = finish_pair<WHAT>(y, before[n - part][j], token0 + at, tokens, tile, g, out);
+                    if (WHAT == LIKELIEST && g == 0) ranks[(wr * 4 + (warp & 3)) * TN + at] = best;
                 }
-            }
         }
     }
     if (WHAT != LIKELIEST) return;
-    asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
+    meet();
     const int there = min(4 * WM, tiles - tile0);
     for (int i = threadIdx.x; i < TN && token0 + i < tokens; i += THREADS) {
         u64 best = 0;
@@ -452,11 +452,11 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     }
 // Two blocks of a product, or one and one of the next, share a multiprocessor
 // where that costs no spills.
-#define SHAPES(NAME, KIND, BF, WHAT)                                           \
-    WIDE(wide_##NAME##_16, KIND, BF, 2, 1, 16, 2, WHAT)                        \
-    WIDE(wide_##NAME##_32, KIND, BF, 2, 1, 32, 2, WHAT)                        \
-    WIDE(wide_##NAME##_64, KIND, BF, 2, 1, 64, 1, WHAT)                        \
-    WIDE(wide_##NAME##_128, KIND, BF, 1, 2, 64, 1, WHAT)                       \
+#define SHAPES(NAME, KIND, BF, WHAT)                          \
+    WIDE(wide_##NAME##_16, KIND, BF, 2, 1, 16, 2, WHAT)       \
+    WIDE(wide_##NAME##_32, KIND, BF, 2, 1, 32, 2 - BF, WHAT)  \
+    WIDE(wide_##NAME##_64, KIND, BF, 2, 1, 64, 1, WHAT)       \
+    WIDE(wide_##NAME##_128, KIND, BF, 1, 2, 64, 1, WHAT)      \
     WIDE(wide_##NAME##_128_128, KIND, BF, 2, 1, 128, 1, WHAT)
 #define ALL(NAME, KIND, BF)               \
     SHAPES(NAME##_store, KIND, BF, STORE) \
