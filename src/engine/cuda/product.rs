@@ -380,15 +380,19 @@ impl Products {
         );
         let most = self.kernels.most_shared() as usize;
         let within = |bytes: usize| bytes.saturating_sub(tables + sums) / stage;
-        // Enough to keep the memory busy, and no more than leaves room for the
-        // block of another product, which loads its first weights meanwhile.
-        let least = MOVING_BYTES.div_ceil(weights).max(3);
-        let room = if shape.shares { HALF_SHARED } else { most };
-        let depth = within(room).max(least).min(within(most));
+        // With few tokens enough to keep the memory busy, and no more than leaves
+        // room for a block of another product, which loads its first weights
+        // meanwhile.
+        let (least, room, deepest) = if shape.shares {
+            let busy = MOVING_BYTES.div_ceil(weights).max(3);
+            (busy, HALF_SHARED, MOST_STAGES)
+        } else {
+            (3, most, 8)
+        };
+        let depth = within(room).max(least).min(within(most)).min(deepest);
         if split > segments || depth < least {
             return None;
         }
-        let depth = depth.min(if shape.shares { MOST_STAGES } else { 8 });
         Some(Plan {
             shape,
             split,
