@@ -397,15 +397,44 @@ impl Card {
         shared: u32,
         arguments: Arguments,
     ) -> Result<()> {
-        let dependent = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                programmaticStreamSerializationAllowed: 1,
-            },
-        };
-        let attribute = self.dependent_launches.then_some(dependent);
-        self.launch_as(kernel, grid, threads, shared, arguments, attribute)
+        self.launch_clusters(kernel, grid, 1, threads, shared, arguments)
+    }
+
+    /// The same with `cluster` blocks that follow each other in the last
+    /// dimension of the grid as one cluster.
+    pub fn launch_clusters(
+        &self,
+        kernel: &Kernel,
+        grid: (u32, u32, u32),
+        cluster: u32,
+        threads: u32,
+        shared: u32,
+        arguments: Arguments,
+    ) -> Result<()> {
+        let mut attributes = Vec::with_capacity(2);
+        if self.dependent_launches {
+            attributes.push(sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    programmaticStreamSerializationAllowed: 1,
+                },
+            });
+        }
+        if cluster > 1 {
+            attributes.push(sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                        x: 1,
+                        y: 1,
+                        z: cluster,
+                    },
+                },
+            });
+        }
+        self.launch_as(kernel, grid, threads, shared, arguments, &mut attributes)
     }
 
     /// As [`Card::launch`], with all blocks running at once; refused if they do
@@ -418,13 +447,13 @@ impl Card {
         shared: u32,
         arguments: Arguments,
     ) -> Result<()> {
-        let together = sys::CUlaunchAttribute {
+        let mut together = [sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { cooperative: 1 },
-        };
+        }];
         let grid = (blocks, 1, 1);
-        self.launch_as(kernel, grid, threads, shared, arguments, Some(together))
+        self.launch_as(kernel, grid, threads, shared, arguments, &mut together)
     }
 
     fn launch_as(
@@ -434,7 +463,7 @@ impl Card {
         threads: u32,
         shared: u32,
         arguments: Arguments,
-        mut attribute: Option<sys::CUlaunchAttribute>,
+        attributes: &mut [sys::CUlaunchAttribute],
     ) -> Result<()> {
         self.bind()?;
         let Arguments { mut data, at } = arguments;
@@ -444,7 +473,6 @@ impl Card {
             .iter()
             .map(|&at| unsafe { base.add(at) }.cast())
             .collect();
-        let attributes = attribute.as_mut_slice();
         let config = sys::CUlaunchConfig {
             gridDimX: grid.0,
             gridDimY: grid.1,
@@ -454,8 +482,8 @@ impl Card {
             blockDimZ: 1,
             sharedMemBytes: shared,
             hStream: self.stream.cu_stream(),
-            numAttrs: attributes.len() as u32,
             attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the caller passes what the kernel declares; every kernel waits
         // for the one before it before it touches what that one wrote.

@@ -402,10 +402,24 @@ impl Kernels {
         shared: usize,
         arguments: Arguments,
     ) -> Result<()> {
+        self.launch_clusters(name, grid, 1, threads, shared, arguments)
+    }
+
+    /// Launches the function `name`, see [`Card::launch_clusters`].
+    pub fn launch_clusters(
+        &self,
+        name: &str,
+        grid: (usize, usize, usize),
+        cluster: usize,
+        threads: usize,
+        shared: usize,
+        arguments: Arguments,
+    ) -> Result<()> {
         let grid = (grid.0 as u32, grid.1 as u32, grid.2 as u32);
         let kernel = self.get(name)?;
+        let (cluster, threads) = (cluster as u32, threads as u32);
         self.card
-            .launch(&kernel, grid, threads as u32, shared as u32, arguments)
+            .launch_clusters(&kernel, grid, cluster, threads, shared as u32, arguments)
     }
 
     fn find(&self, name: &str) -> Result<Kernel> {

@@ -25,8 +25,8 @@ const PAD: usize = 20;
 const SLOT: usize = 8192;
 const SCALES: usize = 1024;
 const MOST_SLOTS: usize = 32;
-const TABLE_AT: usize = 4096;
-const TABLE_BYTES: usize = 256 * 32 * 4;
+const TABLE_AT: usize = 2048;
+const TABLE_BYTES: usize = 256 * 128;
 const CHUNK: usize = 64;
 const PHASE_BYTES: usize = 256;
 

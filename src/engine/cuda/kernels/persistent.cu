@@ -21,10 +21,6 @@
 #define SLOT 8192    // bytes of weights of a slot of the ring
 #define SCALES 1024  // bytes after them: 4-bit weights' absmax values
 #define MOST_SLOTS 32
-// Where the table of pairs of 4-bit values lies in shared memory: a number the
-// compiler knows, so that a look-up needs no addition.
-#define TABLE_AT 4096
-#define TABLE_BYTES (256 * 32 * 4)
 
 // One product of a layer, or the head.
 struct Phase {
@@ -114,13 +110,6 @@ DEV uint4 load_shared16(u32 at) {
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
     return v;
 }
-// A pair of 4-bit values; the table never changes while somebody reads it.
-DEV u32 load_pair(u32 at) {
-    u32 v;
-    asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(v) : "r"(at), "n"(TABLE_AT));
-    return v;
-}
-
 // --- mailboxes
 DEV void send(u64* to, u32 bits, u32 tag) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((u64)tag << 32 | bits) : "memory");
@@ -364,7 +353,7 @@ template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int c
 
 // --- the warps that multiply: one unit
 template <int K, bool BF>
-DEV void multiply(u32 from, int u, u32 map_at, bool plain, const uint4* b_at, int tokens, bool real_token, float (&acc)[4], int (&acc8)[4]) {
+DEV void multiply(u32 from, int u, u32 map_at, bool plain, float inverse, const uint4* b_at, int tokens, bool real_token, float (&acc)[4], int (&acc8)[4]) {
     const int lane = threadIdx.x & 31;
     const u32 mine = from + u * Unit<K>::BYTES + lane * 16;
     const int line = tokens * 4;
@@ -385,11 +374,12 @@ DEV void multiply(u32 from, int u, u32 map_at, bool plain, const uint4* b_at, in
                 scale[h] = __fadd_rn(__fmul_rn(__uint_as_float(load_shared(map_at + code * 4)), nested), offset);
             }
         }
-        const u32 both = pack2<BF>(scale[0], scale[1]), replica = lane * 4;
+        const u32 replica = replica_of<BF>(lane), bits[2] = {scale_bits<BF>(scale[0], inverse), scale_bits<BF>(scale[1], inverse)};
 #pragma unroll 1
         for (int c = 0; c < 4; c++) {
-            const u32 here = __shfl_sync(FULL, both, (lane & 28) | c);
-            const u32 s[2] = {__byte_perm(here, here, 0x1010), __byte_perm(here, here, 0x3232)};
+            Scale<BF> s[2];
+#pragma unroll
+            for (int h = 0; h < 2; h++) take_scale(s[h], __shfl_sync(FULL, bits[h], (lane & 28) | c));
             const uint4 v = load_shared16(mine + c * 512);
             const u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -400,10 +390,7 @@ DEV void multiply(u32 from, int u, u32 map_at, bool plain, const uint4* b_at, in
                 for (int j = 0; j < 2; j++) {
                     u32 a[4];
 #pragma unroll
-                    for (int r = 0; r < 4; r++) {
-                        const u32 w = word[2 * p + j], shifted = r == 0 ? w << 7 : w >> (8 * r - 7);
-                        a[r] = scaled_pair<BF>(load_pair(shifted & 0x7f80 | replica), s[r & 1]);
-                    }
+                    for (int r = 0; r < 4; r++) a[r] = weights_of(byte_times_128(word[2 * p + j], r) | replica, s[r & 1]);
                     mma16<BF>(acc, a, j ? b.z : b.x, j ? b.w : b.y);
                 }
             }
@@ -449,6 +436,7 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Pointers& 
     const int mine = (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x; // may be none
     // As many tiles as there are threads to finish their rows and room for their sums.
     const int together = max(1, min(CONSUMERS / 16 / tokens, s.sums_floats / (segments * tokens * PAD)));
+    const float inverse = K == BIT4_WEIGHT ? __fdiv_rn(1.0f, factor_of<BF>(s.table)) : 1.0f;
     const int u = warp % UNITS;
     int in_tile = warp / UNITS, tile = in_tile / each;
     in_tile -= tile * each;
@@ -470,7 +458,7 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Pointers& 
             if (segment < segments) {
                 float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
                 int acc8[4] = {0, 0, 0, 0};
-                multiply<K, BF>(ring + place.slot * stride, u, map_at, s.plain, b_from + segment * (K == INT8_WEIGHT ? 4 : 8) * tokens * 4,
+                multiply<K, BF>(ring + place.slot * stride, u, map_at, s.plain, inverse, b_from + segment * (K == INT8_WEIGHT ? 4 : 8) * tokens * 4,
                                 tokens, real_token, acc, acc8);
                 float* to = sums + ((tile - first) * segments + segment) * tokens * PAD + g;
 #pragma unroll
@@ -655,8 +643,7 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
 template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     extern __shared__ uint4 shared[];
     __shared__ u64 barriers[2][MOST_SLOTS]; // a slot is full, a slot is empty
-    __shared__ u64 staged[PHASE_WORDS];
-    __shared__ u64 ranks[WARPS * 2];
+    __shared__ u64 staged[PHASE_WORDS]; // a phase, for the warp that loads
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tokens = s.batch;
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
@@ -701,11 +688,8 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     }
 
     if (KIND == BIT4_WEIGHT) {
-        u32* pairs = (u32*)((char*)shared + (TABLE_AT - bottom));
         float* maps = (float*)((char*)shared + (map_at - bottom));
-        const float value = s.table[lane & 15];
-        for (int byte = warp; byte < 256; byte += WARPS) // the even column is in its low half
-            pairs[byte * 32 + lane] = pack2<BF>(__shfl_sync(FULL, value, byte & 15), __shfl_sync(FULL, value, byte >> 4));
+        fill_pairs<BF>((uint4*)((char*)shared + (TABLE_AT - bottom)), s.table, CONSUMERS);
         for (int i = threadIdx.x; i < 256; i += CONSUMERS) maps[i] = s.map[i];
     }
     for (int i = threadIdx.x; i < ((s.hidden / 16 - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x) * tokens * 16; i += CONSUMERS) {
@@ -751,7 +735,9 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
             best = products<KIND, BF>(s, p, which, tag, phase, rows, columns, ring, STRIDE, full, empty, map_at, at, room, best);
         stamp(s, p, 3);
     }
-    // The best of each token over the block, then over all blocks.
+    // The best of each token over the block, then over all blocks. The warp that
+    // loads has done so.
+    u64* ranks = staged;
     for (int d = 8; d; d >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
     if ((lane & 15) == 0) ranks[threadIdx.x >> 4] = best; // of token (thread / 16) % tokens
     consumers();
