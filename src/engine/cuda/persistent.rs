@@ -24,14 +24,15 @@ const WARPS: usize = 16;
 const PAD: usize = 20;
 const SLOT: usize = 8192;
 const SCALES: usize = 1024;
-const MOST_SLOTS: usize = 32;
+const MOST_SLOTS: usize = 24;
 const TABLE_AT: usize = 2048;
 const TABLE_BYTES: usize = 256 * 128;
 const CHUNK: usize = 64;
 const PHASE_BYTES: usize = 256;
 
-/// Fewest slots with which the ring still keeps memory busy.
-const FEWEST_SLOTS: usize = 6;
+/// Fewest slots with which the ring still keeps memory busy; not less than half
+/// of the warps, see the kernel's `Turn`.
+const FEWEST_SLOTS: usize = WARPS / 2;
 /// Bytes of sums of a round, if one tile does not need more.
 const SUMS_BYTES: usize = 16 << 10;
 
@@ -321,7 +322,7 @@ fn layout(card: &Card, kernels: &Kernels, model: &Model, tokens: usize) -> Optio
     let tiles = config.hidden.div_ceil(TILE_ROWS);
     let own_bytes = tiles.div_ceil(card.multiprocessors) * tokens * TILE_ROWS * 4;
     let queries = 16 * (config.head_dim / 2 + 4) * 4 + 2 * config.head_dim * 2;
-    let pointers = (4 * config.layers + 1) * 24;
+    let pointers = PHASE_BYTES + (4 * config.layers + 1) * 24;
     let fixed = tables + room_bytes + own_bytes + queries + pointers;
     let most = kernels.most_shared() as usize;
     let ring_slots = (most.checked_sub(fixed)? / slot).min(MOST_SLOTS);

@@ -20,7 +20,7 @@
 #define PAD 20       // floats a token takes in sums: 16 rows, spread over the banks
 #define SLOT 8192    // bytes of weights of a slot of the ring
 #define SCALES 1024  // bytes after them: 4-bit weights' absmax values
-#define MOST_SLOTS 32
+#define MOST_SLOTS 24
 
 // One product of a layer, or the head.
 struct Phase {
@@ -287,20 +287,27 @@ DEV void bring(const Step& s, int source, const u64* mail, u32 tag, const float*
     if (thread == 0) token_absmax[token] = largest, outlier_count[token] = written;
 }
 
-// Where a reader or the writer is in the ring.
-struct Place_ {
-    int slot;
-    u32 parity;
+// Where a reader or the writer is in the ring. Different warps read a slot in
+// turn, and one may come to it before what is there for another has even
+// arrived. With one barrier it would take the end of the last round but one for
+// its own, so rounds take several in turns: enough for a warp that has read a
+// slot to know that ROUNDS - 1 rounds before its next one have ended, since the
+// writer goes in order. That takes (ROUNDS - 1) * slots >= WARPS.
+#define ROUNDS 3
+struct Turn {
+    int slot, round;
+    __device__ __forceinline__ u32 full(u32 barriers) const { return barriers + 8 * (round % ROUNDS * MOST_SLOTS + slot); }
+    __device__ __forceinline__ u32 full_parity() const { return round / ROUNDS & 1; }
+    __device__ __forceinline__ u32 empty(u32 barriers) const { return barriers + 8 * (ROUNDS * MOST_SLOTS + slot); }
+    __device__ __forceinline__ void advance(int by, int slots) {
+        slot += by;
+        while (slot >= slots) slot -= slots, round++;
+    }
 };
-DEV Place_ place_in_ring(int at, int slots) { return Place_{at % slots, (u32)(at / slots) & 1}; }
-DEV void advance(Place_& p, int by, int slots) {
-    p.slot += by;
-    while (p.slot >= slots) p.slot -= slots, p.parity ^= 1;
-}
 
 // --- the warp that loads. Fills the ring with the tiles of one phase that are
 // this block's.
-template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 full, u32 empty, int slots, Place_& at) {
+template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 barriers, int slots, Turn& at) {
     constexpr int UNITS = Unit<K>::COUNT, BYTES = Unit<K>::BYTES;
     const int lane = threadIdx.x & 31;
     const int tiles = (rows + 15) >> 4, segments = columns >> 8, chunks = columns >> 6, each = (segments + UNITS - 1) / UNITS;
@@ -308,8 +315,8 @@ template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int c
         const u8* from = phase.weight + (i64)tile * segments * BYTES;
         for (int j = 0; j < each; j++, from += SLOT) {
             const int units = min(UNITS, segments - j * UNITS);
-            const u32 to = ring + at.slot * stride, done = full + 8 * at.slot;
-            barrier_wait(empty + 8 * at.slot, at.parity ^ 1);
+            const u32 to = ring + at.slot * stride, done = at.full(barriers);
+            barrier_wait(at.empty(barriers), at.round & 1 ^ 1);
             // A thread left behind by two rounds would take one parity for the other.
             __syncwarp();
             if (lane == 0) {
@@ -346,7 +353,7 @@ template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int c
                 }
                 barrier_arrive_copied(done);
             }
-            advance(at, 1, slots);
+            at.advance(1, slots);
         }
     }
 }
@@ -428,7 +435,7 @@ DEV void stamp(const Step& s, int phase, int which) {
 // All products of this block in one phase, and what becomes of them. `at`
 // counts slots of the ring. The best of the thread's token so far, for HEAD.
 template <int K, bool BF>
-DEV u64 products(const Step& s, int number, int which, u32 tag, const Pointers& phase, int rows, int columns, u32 ring, int stride, u32 full, u32 empty,
+DEV u64 products(const Step& s, int number, int which, u32 tag, const Pointers& phase, int rows, int columns, u32 ring, int stride, u32 barriers,
                  u32 map_at, int& at, const Room& room, u64 best) {
     constexpr int UNITS = Unit<K>::COUNT, GROUP = WARPS / UNITS; // slots that all warps together take at a time
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, tokens = s.batch;
@@ -440,7 +447,7 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Pointers& 
     const int u = warp % UNITS;
     int in_tile = warp / UNITS, tile = in_tile / each;
     in_tile -= tile * each;
-    Place_ place = place_in_ring(at + warp / UNITS, s.ring_slots);
+    Turn turn = {(at + warp / UNITS) % s.ring_slots, (at + warp / UNITS) / s.ring_slots};
     const bool real_token = g < tokens;
     const uint4* b_from = (const uint4*)(K == INT8_WEIGHT ? (const void*)room.codes(s) : (const void*)room.act()) + g * 4 + t;
 
@@ -452,13 +459,13 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Pointers& 
         const bool real = first + finished < end && row < rows;
         const float row_absmax = K == INT8_WEIGHT && real ? phase.row_absmax[row] : 0.0f;
         while (tile < end) {
-            barrier_wait(full + 8 * place.slot, place.parity);
+            barrier_wait(turn.full(barriers), turn.full_parity());
             __syncwarp(); // tensor cores want all threads of a warp together
             const int segment = in_tile * UNITS + u;
             if (segment < segments) {
                 float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
                 int acc8[4] = {0, 0, 0, 0};
-                multiply<K, BF>(ring + place.slot * stride, u, map_at, s.plain, inverse, b_from + segment * (K == INT8_WEIGHT ? 4 : 8) * tokens * 4,
+                multiply<K, BF>(ring + turn.slot * stride, u, map_at, s.plain, inverse, b_from + segment * (K == INT8_WEIGHT ? 4 : 8) * tokens * 4,
                                 tokens, real_token, acc, acc8);
                 float* to = sums + ((tile - first) * segments + segment) * tokens * PAD + g;
 #pragma unroll
@@ -469,8 +476,8 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Pointers& 
                 }
             }
             __syncwarp();
-            if (lane == 0) barrier_arrive(empty + 8 * place.slot, 4 / UNITS);
-            advance(place, GROUP, s.ring_slots);
+            if (lane == 0) barrier_arrive(turn.empty(barriers), 4 / UNITS);
+            turn.advance(GROUP, s.ring_slots);
             for (in_tile += GROUP; in_tile >= each; in_tile -= each) tile++;
         }
         consumers();
@@ -642,24 +649,24 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
 
 template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     extern __shared__ uint4 shared[];
-    __shared__ u64 barriers[2][MOST_SLOTS]; // a slot is full, a slot is empty
-    __shared__ u64 staged[PHASE_WORDS]; // a phase, for the warp that loads
+    __shared__ u64 all_barriers[ROUNDS + 1][MOST_SLOTS]; // a slot is full, it is empty
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tokens = s.batch;
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
     const u32 map_at = TABLE_AT + TABLE_BYTES;
     const u32 ring = KIND == BIT4_WEIGHT ? map_at + 1024 : (bottom + 127) & ~127u;
     constexpr int STRIDE = SLOT + (KIND == BIT4_WEIGHT ? SCALES : 0);
-    const u32 full = (u32)__cvta_generic_to_shared(barriers[0]), empty = full + 8 * MOST_SLOTS;
+    const u32 barriers = (u32)__cvta_generic_to_shared(all_barriers);
     const Room room = {(char*)shared + (ring - bottom) + s.ring_slots * STRIDE};
     // Behind its rows of the residual stream.
     u32(*q)[HD / 2 + 4] = (u32(*)[HD / 2 + 4])(room.at + s.room_bytes + s.own_bytes);
     u16* fresh = (u16*)(q + 16);
-    Pointers* pointers = (Pointers*)(fresh + 2 * HD); // of all phases
+    u64* staged = (u64*)(fresh + 2 * HD);                   // a phase, for the warp that loads
+    Pointers* pointers = (Pointers*)(staged + PHASE_WORDS); // of all phases
 
     constexpr bool COUNTED = KIND == BIT4_WEIGHT; // every lane of the warp that loads arrives
     if (threadIdx.x == 0) {
-        for (int i = 0; i < s.ring_slots; i++) barrier_init(full + 8 * i, COUNTED ? 33 : 1), barrier_init(empty + 8 * i, 4);
+        for (int i = 0; i < (ROUNDS + 1) * MOST_SLOTS; i++) barrier_init(barriers + 8 * i, i >= ROUNDS * MOST_SLOTS ? 4 : COUNTED ? 33 : 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async;" ::: "memory");
     }
@@ -671,7 +678,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         columns = which == O ? s.q_width : which == DOWN ? s.intermediate : s.hidden;
     };
     if (warp == WARPS) {
-        Place_ at = {0, 0};
+        Turn at = {0, 0};
         u64 word = s.phases[lane]; // of the next phase
         for (int p = 0; p <= last; p++) {
             __syncwarp();
@@ -681,8 +688,8 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
             const Phase& phase = *(const Phase*)staged;
             int rows, columns;
             shape(p == last ? HEAD : p & 3, rows, columns);
-            if (p == last) fill<F16_WEIGHT, COUNTED>(phase, rows, columns, ring, STRIDE, full, empty, s.ring_slots, at);
-            else fill<KIND, COUNTED>(phase, rows, columns, ring, STRIDE, full, empty, s.ring_slots, at);
+            if (p == last) fill<F16_WEIGHT, COUNTED>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
+            else fill<KIND, COUNTED>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
         }
         return;
     }
@@ -730,9 +737,9 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         consumers();
         stamp(s, p, 1);
         if (which == HEAD && KIND != F16_WEIGHT)
-            best = products<F16_WEIGHT, false>(s, p, which, tag, phase, rows, columns, ring, STRIDE, full, empty, map_at, at, room, best);
+            best = products<F16_WEIGHT, false>(s, p, which, tag, phase, rows, columns, ring, STRIDE, barriers, map_at, at, room, best);
         else
-            best = products<KIND, BF>(s, p, which, tag, phase, rows, columns, ring, STRIDE, full, empty, map_at, at, room, best);
+            best = products<KIND, BF>(s, p, which, tag, phase, rows, columns, ring, STRIDE, barriers, map_at, at, room, best);
         stamp(s, p, 3);
     }
     // The best of each token over the block, then over all blocks. The warp that

@@ -155,11 +155,13 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     const int first = segments * rank / blocks * PER_SEGMENT, last = min(segments * (rank + 1) / blocks * PER_SEGMENT, stages);
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     // [pairs of 4-bit values, the dynamic map,] stages, sums
-    if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
-    const u32 ring = KIND == BIT4_WEIGHT ? TABLE_AT + TABLE_BYTES + 1024 : (bottom + 127) & ~127u;
+    // Addresses have the block's place in its cluster in their highest byte.
+    const u32 zero = bottom & 0xff000000;
+    if (KIND == BIT4_WEIGHT && bottom - zero > TABLE_AT) __trap();
+    const u32 ring = KIND == BIT4_WEIGHT ? zero + TABLE_AT + TABLE_BYTES + 1024 : (bottom + 127) & ~127u;
     const u32 sums = ring + depth * STAGE_BYTES;
     const u32 full = (u32)__cvta_generic_to_shared(barriers[0]), empty = full + 8 * MOST_STAGES;
-    float* maps = (float*)((char*)shared + (TABLE_AT + TABLE_BYTES - bottom));
+    float* maps = (float*)((char*)shared + (zero + TABLE_AT + TABLE_BYTES - bottom));
 
     auto load = [&](int stage, int slot, bool a, bool b) {
         const u32 to = ring + slot * STAGE_BYTES, at = full + slot * 8;
@@ -178,7 +180,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         for (int i = 0; i < ahead; i++) load(first + i, i, true, false);
         prefetch(act_map);
     } else if (KIND == BIT4_WEIGHT && threadIdx.x < THREADS) {
-        fill_pairs<BF>((uint4*)((char*)shared + (TABLE_AT - bottom)), table, THREADS);
+        fill_pairs<BF>((uint4*)((char*)shared + (zero + TABLE_AT - bottom)), table, THREADS);
         for (int i = threadIdx.x; i < 256; i += THREADS) maps[i] = map[i];
     }
     __syncwarp();
@@ -264,7 +266,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             Scale<BF> s[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) take_scale(s[h], __shfl_sync(FULL, scale[h], (lane & 28) | (stage & 3)));
-            const u32 replica = replica_of<BF>(lane);
+            const u32 replica = replica_of<BF>(lane) | zero;
             const uint4 v = load_shared16(mine);
             const u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
