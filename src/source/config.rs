@@ -124,10 +124,15 @@ impl Config {
         Reader { path }.parse(&text)
     }
 
+    /// Width of the queries of all heads together.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
     /// Name, rows and columns of the seven linears of a decoder layer, the
     /// weights that quantisation touches.
     pub fn layer_linears(&self) -> [(&'static str, usize, usize); 7] {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (q, kv) = (self.q_width(), self.kv_heads * self.head_dim);
         [
             ("self_attn.q_proj", q, self.hidden),
             ("self_attn.k_proj", kv, self.hidden),

@@ -15,4 +15,5 @@ mod faults;
 mod forward;
 mod invariance;
 mod products;
+mod timeline;
 mod weights;

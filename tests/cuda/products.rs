@@ -2,12 +2,13 @@
 //! one token more or less never changes another's bits.
 
 use half::f16;
+use llama_quant::engine::cuda::card::Card;
 use llama_quant::engine::cuda::kernels::{Kernels, QUANTISE, TOKEN};
-use llama_quant::engine::cuda::linear::{Packer, Tables};
+use llama_quant::engine::cuda::linear::{Linear, Packer, Tables};
 use llama_quant::engine::cuda::product::{
     Output, Path, Products, Room, What, activation_at, programs,
 };
-use llama_quant::quant::{Code4, Compute, Format, Weight};
+use llama_quant::quant::{Bnb4, Code4, Compute, Format, Weight};
 use llama_quant::source::origin::Origin;
 use rstest::rstest;
 
@@ -17,14 +18,74 @@ use crate::random::Random;
 const NF4: Format = Format::bnb4(Code4::Nf4, true);
 const FP4: Format = Format::bnb4(Code4::Fp4, false);
 
+/// `x` to the nearest FP16. Through f32 rounded to an odd last bit where it is
+/// not exact, so that the second rounding sees on which side of a tie it was.
+fn nearest_f16(x: f64) -> f16 {
+    let mut near = x as f32;
+    if f64::from(near) != x {
+        if f64::from(near.abs()) > x.abs() {
+            near = f32::from_bits(near.to_bits() - 1);
+        }
+        near = f32::from_bits(near.to_bits() | 1);
+    }
+    f16::from_f32(near)
+}
+
+/// A 4-bit weight as products on a GPU unpack it, `[rows, columns]`; the
+/// definition is in `kernels/common.cuh`.
+fn unpacked(w: &Bnb4, compute: Compute) -> Vec<f32> {
+    if compute == Compute::Bf16 {
+        return w.dequantise(compute);
+    }
+    let factor = match w.code {
+        Code4::Nf4 => 1.366_195_2_f32,
+        Code4::Fp4 => 1.5,
+    };
+    let table = w.code.table().map(|value| f16::from_f32(value * factor));
+    let weight = |i: usize| {
+        let scale = w.absmax.get(i / w.block) * (1.0 / factor);
+        let high = f16::from_f32(scale);
+        let low = f16::from_f32(scale - high.to_f32());
+        let value = table[w.code_at(i) as usize];
+        let rest = nearest_f16(value.to_f64() * low.to_f64());
+        nearest_f16(value.to_f64() * high.to_f64() + rest.to_f64()).to_f32()
+    };
+    (0..w.rows * w.columns).map(weight).collect()
+}
+
 /// The weight in f64 as it is multiplied, row-major.
 fn plain(weight: &Weight, compute: Compute) -> Vec<f64> {
     let values: Vec<f32> = match weight {
         Weight::Fp16(w) => w.values.iter().map(|v| v.to_f32()).collect(),
-        Weight::Bnb4(w) => w.dequantise(compute),
+        Weight::Bnb4(w) => unpacked(w, compute),
         Weight::Int8(_) => panic!("INT8 is compared with the host's own product"),
     };
     values.into_iter().map(f64::from).collect()
+}
+
+#[rstest]
+// Rounding to FP16 alone is 2e-4: some weights fall on the other side of a tie.
+#[case::nf4(NF4, Compute::F16, 3e-4)]
+// All values of the table are FP16 numbers; what is left are ties.
+#[case::fp4(FP4, Compute::F16, 2e-5)]
+#[case::bf16(NF4, Compute::Bf16, 0.0)]
+fn unpacked_weights_are_those_of_the_format_but_for_a_rounding(
+    #[case] format: Format,
+    #[case] compute: Compute,
+    #[case] bound: f64,
+) {
+    let (rows, columns) = (64, 1024);
+    let origin = Origin::Random { seed: 4 };
+    let values = origin.f16("w", &[rows, columns]).expect("numbers");
+    let Ok(Weight::Bnb4(w)) = Weight::pack(format, values, rows, columns) else {
+        panic!("a 4-bit format");
+    };
+    let (ours, exact) = (unpacked(&w, compute), w.dequantise(compute));
+    let squares = |of: &mut dyn Iterator<Item = f32>| of.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    let error = squares(&mut ours.iter().zip(&exact).map(|(a, b)| a - b));
+    let relative = (error / squares(&mut exact.iter().copied())).sqrt();
+    println!("{format:?} {compute:?}: {relative:.1e}");
+    assert!(relative <= bound, "{relative}");
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
@@ -36,6 +97,8 @@ fn same_bits(a: &[f32], b: &[f32]) -> bool {
 #[case::ragged_rows(41, 192)]
 #[case::a_segment_and_a_half(136, 384)]
 #[case::three_segments_less_a_bit(200, 704)]
+#[case::five_segments_less_a_bit(72, 1216)]
+#[case::nine_segments_of_many_tiles(1000, 2304)]
 #[case::many_rounds(64, 8192)]
 #[ignore = "needs an NVIDIA GPU"]
 fn products_agree_with_f64_and_do_not_depend_on_the_number_of_tokens(
@@ -115,6 +178,26 @@ fn products_agree_with_f64_and_do_not_depend_on_the_number_of_tokens(
                 "{format:?} {path:?}: {tokens} tokens differ from {TOKENS}"
             );
         }
+        if path == Path::Hopper {
+            // Every shape of a block and every share of the columns.
+            for plan in products.plans(&linear, What::Store) {
+                for tokens in [5, 16, 30, 64, 130, TOKENS] {
+                    let y = card
+                        .copied("results", &vec![f32::NAN; tokens * rows])
+                        .expect("results");
+                    let out = Output {
+                        to: y.at(0),
+                        ..Output::default()
+                    };
+                    products
+                        .run_planned(&linear, device_x.at(0), tokens, What::Store, out, plan)
+                        .expect("a product");
+                    let some: Vec<f32> = card.download(&y, 0, tokens * rows).expect("results");
+                    let same = same_bits(&some, &all[..some.len()]);
+                    assert!(same, "{format:?} {plan:?}: {tokens} tokens differ");
+                }
+            }
+        }
         all
     };
     let all = through(Path::Portable);
@@ -142,4 +225,110 @@ fn products_agree_with_f64_and_do_not_depend_on_the_number_of_tokens(
     let relative = (error / size).sqrt();
     println!("{format:?} {compute:?} [{rows}, {columns}]: {relative:.1e}");
     assert!(relative < 2e-6, "{format:?}: {relative}");
+}
+
+/// What a product leaves behind: the residual stream or all values, activations,
+/// ranks.
+type Left = (Vec<u32>, Vec<u16>, Vec<u64>);
+
+/// Runs `product` on fresh results and brings back everything it could write.
+fn left_by(card: &Card, linear: &Linear, tokens: usize, product: impl FnOnce(Output)) -> Left {
+    let padded = tokens.next_multiple_of(8);
+    let stream: Vec<f32> = (0..tokens * linear.rows).map(|i| (i % 97) as f32).collect();
+    let to = card.copied("results", &stream).expect("results");
+    let acts = vec![0xffff_u16; padded * linear.rows / 2];
+    let act = card.copied("activations", &acts).expect("activations");
+    let best = card.copied("ranks", &vec![0_u64; tokens]).expect("ranks");
+    product(Output {
+        to: to.at(0),
+        act: act.at(0),
+        best: best.at(0),
+        ..Output::default()
+    });
+    let stream: Vec<f32> = card.download(&to, 0, stream.len()).expect("results");
+    (
+        stream.iter().map(|v| v.to_bits()).collect(),
+        card.download(&act, 0, acts.len()).expect("activations"),
+        card.download(&best, 0, tokens).expect("ranks"),
+    )
+}
+
+#[rstest]
+#[ignore = "needs an NVIDIA GPU"]
+fn what_becomes_of_a_sum_does_not_depend_on_how_it_is_computed(
+    #[values((100, 1216), (328, 2304))] (rows, columns): (usize, usize),
+    // The head is FP16 in all formats.
+    #[values(
+        (Format::Fp16, What::Add),
+        (Format::Fp16, What::SwiGlu),
+        (Format::Fp16, What::Likeliest),
+        (NF4, What::Add),
+        (NF4, What::SwiGlu),
+        (Format::Int8 { threshold: 1.0 }, What::Add),
+        (Format::Int8 { threshold: 1.0 }, What::SwiGlu)
+    )]
+    (format, what): (Format, What),
+) {
+    const TOKENS: usize = 150;
+    let (card, compute) = (card(), Compute::F16);
+    let mut random = Random::new(11);
+    let laid: Vec<u16> = (0..TOKENS.next_multiple_of(8) * columns)
+        .map(|_| f16::from_f32(random.normal()).to_bits())
+        .collect();
+    let x = card.copied("activations", &laid).expect("activations");
+    let origin = Origin::Random { seed: 3 };
+    let rows = rows.next_multiple_of(8); // gate and up take turns of 8
+    let through = |path: Path| -> Vec<Left> {
+        let mut needed = vec![QUANTISE, TOKEN];
+        needed.extend(programs(format, compute, path));
+        let kernels = Kernels::load(&card, &needed).expect("the kernels");
+        let tables = Tables::new(&card).expect("tables");
+        let packer =
+            Packer::new(&card, &kernels, &tables, &origin, false, rows * columns).expect("staging");
+        let linear = packer
+            .pack(
+                format,
+                compute,
+                &[("gate", rows), ("up", rows)],
+                columns,
+                true,
+            )
+            .expect("a weight");
+        let room = Room {
+            format,
+            compute,
+            path,
+            tokens: TOKENS,
+            columns,
+            elements: 2 * rows.next_multiple_of(16) * columns,
+        };
+        let products = Products::new(&card, &kernels, room).expect("products");
+        let counts = [9, 30, 64, TOKENS];
+        let left = counts.map(|tokens| {
+            left_by(&card, &linear, tokens, |out| {
+                products
+                    .run(&linear, x.at(0), tokens, what, out)
+                    .expect("a product");
+            })
+        });
+        if path == Path::Hopper {
+            for plan in products.plans(&linear, what) {
+                for (&tokens, wanted) in counts.iter().zip(&left) {
+                    let ours = left_by(&card, &linear, tokens, |out| {
+                        products
+                            .run_planned(&linear, x.at(0), tokens, what, out, plan)
+                            .expect("a product");
+                    });
+                    assert!(
+                        &ours == wanted,
+                        "{format:?} {plan:?}: {tokens} tokens differ"
+                    );
+                }
+            }
+        }
+        left.into()
+    };
+    let portable = through(Path::Portable);
+    let fastest = through(Path::of(&card));
+    assert!(fastest == portable, "{format:?} {what:?}: paths differ");
 }

@@ -113,6 +113,8 @@ unsafe impl Plain for f32 {}
 unsafe impl Plain for f64 {}
 // SAFETY: a transparent u16.
 unsafe impl Plain for half::f16 {}
+// SAFETY: an array of them has no gap either.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
 /// How the copy engine of Hopper walks over rows of memory; mirrors the driver's
 /// `CUtensorMap`.
@@ -418,6 +420,74 @@ impl Card {
         shared: u32,
         arguments: Arguments,
     ) -> Result<()> {
+        self.launch_clusters(kernel, grid, 1, threads, shared, arguments)
+    }
+
+    /// The same with `cluster` blocks that follow each other in the last
+    /// dimension of the grid as one cluster.
+    pub fn launch_clusters(
+        &self,
+        kernel: &Kernel,
+        grid: (u32, u32, u32),
+        cluster: u32,
+        threads: u32,
+        shared: u32,
+        arguments: Arguments,
+    ) -> Result<()> {
+        let mut attributes = Vec::with_capacity(2);
+        if self.dependent_launches {
+            attributes.push(sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    programmaticStreamSerializationAllowed: 1,
+                },
+            });
+        }
+        if cluster > 1 {
+            attributes.push(sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                        x: 1,
+                        y: 1,
+                        z: cluster,
+                    },
+                },
+            });
+        }
+        self.launch_as(kernel, grid, threads, shared, arguments, &mut attributes)
+    }
+
+    /// As [`Card::launch`], with all blocks running at once; refused if they do
+    /// not fit.
+    pub fn launch_together(
+        &self,
+        kernel: &Kernel,
+        blocks: u32,
+        threads: u32,
+        shared: u32,
+        arguments: Arguments,
+    ) -> Result<()> {
+        let mut together = [sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { cooperative: 1 },
+        }];
+        let grid = (blocks, 1, 1);
+        self.launch_as(kernel, grid, threads, shared, arguments, &mut together)
+    }
+
+    fn launch_as(
+        &self,
+        kernel: &Kernel,
+        grid: (u32, u32, u32),
+        threads: u32,
+        shared: u32,
+        arguments: Arguments,
+        attributes: &mut [sys::CUlaunchAttribute],
+    ) -> Result<()> {
         self.bind()?;
         let Arguments { mut data, at } = arguments;
         let base = data.as_mut_ptr();
@@ -426,13 +496,6 @@ impl Card {
             .iter()
             .map(|&at| unsafe { base.add(at) }.cast())
             .collect();
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                programmaticStreamSerializationAllowed: 1,
-            },
-        };
         let config = sys::CUlaunchConfig {
             gridDimX: grid.0,
             gridDimY: grid.1,
@@ -442,8 +505,8 @@ impl Card {
             blockDimZ: 1,
             sharedMemBytes: shared,
             hStream: self.stream.cu_stream(),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(self.dependent_launches),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the caller passes what the kernel declares; every kernel waits
         // for the one before it before it touches what that one wrote.

@@ -1,5 +1,5 @@
 //! The GPU's [`Decoder`]: slots in one cache, prefill on packed ragged tokens,
-//! decode as one captured graph for each batch size.
+//! decode as one captured graph for each batch size, or as one kernel.
 
 use std::collections::HashMap;
 
@@ -7,6 +7,7 @@ use super::card::{Arguments, Buffer, Card, Graph, Pinned, Plain};
 use super::kernels::{ATTENTION, Kernels, QUANTISE, TOKEN};
 use super::linear::Linear;
 use super::model::{Layer, Model, check as check_shape};
+use super::persistent::{self, Persistent, Rows, Timeline};
 use super::product::{Input, Output, Path, Products, Room, What, programs};
 use crate::engine::decoder::{Decoder, Segment, check, count, step_segments};
 use crate::error::{Error, Result};
@@ -72,6 +73,8 @@ struct Workspace {
 pub struct CudaEngine {
     // Graphs refer to everything below and go first.
     graphs: HashMap<(usize, usize), Graph>,
+    /// Steps of a few tokens in one kernel, where card and shape allow it.
+    persistent: Option<Persistent>,
     work: Workspace,
     model: Model,
     /// `[layers][slots + 1][kv_heads][context][head_dim]` FP16; the last slot
@@ -136,6 +139,7 @@ impl CudaEngine {
         let mut wanted = vec![QUANTISE, TOKEN, ATTENTION];
         let path = Path::of(card);
         wanted.extend(programs(format, compute, path));
+        wanted.extend(persistent::program(card, format, compute));
         let kernels = Kernels::load(card, &wanted)?;
         let context = context.next_multiple_of(CHUNK_POSITIONS);
         let model = Model::load(card, &kernels, config, weights, format, compute, context)?;
@@ -153,6 +157,7 @@ impl CudaEngine {
             elements: model.largest_linear(),
         };
         let products = Products::new(card, &kernels, room)?;
+        let persistent = Persistent::new(card, &kernels, &model)?;
         // Last, since the cache takes what is left.
         let slot_bytes = 2 * config.kv_heads * context * config.head_dim * config.layers;
         let free = card.free_bytes()?.saturating_sub(RESERVE) as usize;
@@ -179,6 +184,7 @@ impl CudaEngine {
         card.wait("preparing the engine")?;
         Ok(Self {
             graphs: HashMap::new(),
+            persistent,
             work,
             model,
             keys,
@@ -190,6 +196,31 @@ impl CudaEngine {
             context,
             following: Vec::new(),
         })
+    }
+
+    /// When each multiprocessor did what in a step of `rows`, slots and tokens as
+    /// in [`Decoder::step`]; what the slots hold stays as it is. None where such a
+    /// step is not one kernel.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn timeline(&mut self, rows: &[(usize, u32)]) -> Result<Option<Timeline>> {
+        let rows: Vec<(usize, u32, usize)> = rows
+            .iter()
+            .map(|&(slot, token)| (slot, token, self.held[slot]))
+            .collect();
+        let longest = rows.iter().map(|row| row.2 + 1).max().unwrap_or(1);
+        let room = match &self.persistent {
+            Some(persistent) if persistent.serves(rows.len(), longest) => {
+                persistent.timeline_room(&self.model)?
+            }
+            _ => return Ok(None),
+        };
+        self.start_persistent(&rows, Some(&room))?;
+        Ok(Some(Timeline {
+            phases: 4 * self.model.layers.len() + 1,
+            stamps: self.card.download(&room, 0, room.bytes() / 32)?,
+        }))
     }
 
     /// The weights this engine runs.
@@ -537,12 +568,17 @@ impl CudaEngine {
 
     /// Starts one step of all rows, through the graph of the next larger batch.
     fn start_step(&mut self, rows: &[(usize, u32, usize)]) -> Result<()> {
-        let batch = bucket(rows.len());
         let longest = rows
             .iter()
             .map(|&(_, _, position)| position)
             .max()
             .unwrap_or(0);
+        if let Some(persistent) = &self.persistent
+            && persistent.serves(rows.len(), longest + 1)
+        {
+            return self.start_persistent(rows, None);
+        }
+        let batch = bucket(rows.len());
         let most = self.context / CHUNK_POSITIONS;
         let chunks = (longest / CHUNK_POSITIONS + 1)
             .next_power_of_two()
@@ -561,6 +597,33 @@ impl CudaEngine {
             self.graphs.insert((batch, chunks), graph);
         }
         self.graphs[&(batch, chunks)].launch("launching a decode step")
+    }
+
+    /// Starts one step of a few rows, which is one kernel.
+    fn start_persistent(
+        &mut self,
+        rows: &[(usize, u32, usize)],
+        timeline: Option<&Buffer>,
+    ) -> Result<()> {
+        if self.following != rows {
+            self.give_rows(rows, rows.len())?;
+        }
+        self.following.clear();
+        let Some(persistent) = &self.persistent else {
+            return Ok(());
+        };
+        let work = &self.work;
+        let places = Rows {
+            tokens: &work.tokens,
+            slots: &work.slots,
+            positions: &work.positions,
+            chosen: &work.chosen,
+            keys: &self.keys,
+            values: &self.values,
+            context: self.context,
+            timeline,
+        };
+        persistent.start(&self.model, &places, rows.len())
     }
 
     /// Brings the rows of a step to the device, filled up to `batch`.
@@ -756,7 +819,7 @@ impl Workspace {
             .next_multiple_of(128);
         let what = "activations; the workspace";
         let zeros = |bytes: usize| card.zeros(what, bytes);
-        let q_width = config.heads * config.head_dim;
+        let q_width = config.q_width();
         let kv_width = config.kv_heads * config.head_dim;
         let widest = config.hidden.max(q_width);
         let chunks = context / CHUNK_POSITIONS;

@@ -21,6 +21,8 @@ use crate::source::hex;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Program {
     pub name: &'static str,
+    /// What the source begins with, after what all share.
+    before: &'static str,
     source: &'static str,
     /// The macro that chooses the set, if the source has several.
     define: Option<&'static str>,
@@ -30,11 +32,14 @@ const COMMON: &str = include_str!("kernels/common.cuh");
 const PRODUCT: &str = include_str!("kernels/product.cu");
 const STEP: &str = include_str!("kernels/step.cu");
 const WIDE: &str = include_str!("kernels/wide.cu");
+const ATTEND: &str = include_str!("kernels/attend.cuh");
+const WHOLE_STEP: &str = include_str!("kernels/persistent.cu");
 
 /// Declares one set of kernels of a source that has several.
 const fn set(name: &'static str, source: &'static str, define: &'static str) -> Program {
     Program {
         name,
+        before: "",
         source,
         define: Some(define),
     }
@@ -42,16 +47,19 @@ const fn set(name: &'static str, source: &'static str, define: &'static str) -> 
 
 pub const QUANTISE: Program = Program {
     name: "quantise",
+    before: "",
     source: include_str!("kernels/quantise.cu"),
     define: None,
 };
 pub const TOKEN: Program = Program {
     name: "token",
+    before: "",
     source: include_str!("kernels/token.cu"),
     define: None,
 };
 pub const ATTENTION: Program = Program {
     name: "attention",
+    before: ATTEND,
     source: include_str!("kernels/attention.cu"),
     define: None,
 };
@@ -72,8 +80,23 @@ pub const WIDE_4BIT: Program = set("wide_bit4", WIDE, "WIDE_4BIT");
 pub const WIDE_4BIT_BF16: Program = set("wide_bit4_bf16", WIDE, "WIDE_4BIT_BF16");
 pub const WIDE_INT8: Program = set("wide_int8", WIDE, "WIDE_INT8");
 
-/// Every program there is. Those named `wide` are empty but for Hopper.
-pub const PROGRAMS: [Program; 18] = [
+/// A decode step in one kernel.
+const fn persistent(name: &'static str, define: &'static str) -> Program {
+    Program {
+        before: ATTEND,
+        ..set(name, WHOLE_STEP, define)
+    }
+}
+
+pub const PERSISTENT_F16: Program = persistent("persistent_f16", "PERSISTENT_F16");
+pub const PERSISTENT_4BIT: Program = persistent("persistent_bit4", "PERSISTENT_4BIT");
+pub const PERSISTENT_4BIT_BF16: Program =
+    persistent("persistent_bit4_bf16", "PERSISTENT_4BIT_BF16");
+pub const PERSISTENT_INT8: Program = persistent("persistent_int8", "PERSISTENT_INT8");
+
+/// Every program there is. Those named `wide` are empty but for Hopper, those
+/// named `persistent` before it.
+pub const PROGRAMS: [Program; 22] = [
     QUANTISE,
     TOKEN,
     ATTENTION,
@@ -92,6 +115,10 @@ pub const PROGRAMS: [Program; 18] = [
     WIDE_4BIT,
     WIDE_4BIT_BF16,
     WIDE_INT8,
+    PERSISTENT_F16,
+    PERSISTENT_4BIT,
+    PERSISTENT_4BIT_BF16,
+    PERSISTENT_INT8,
 ];
 
 /// Marks a cached file of this layout: the mark, SHA-256 of the code, the code.
@@ -198,7 +225,7 @@ impl Program {
     }
 
     fn text(&self) -> String {
-        format!("{COMMON}\n{}", self.source)
+        format!("{COMMON}\n{}\n{}", self.before, self.source)
     }
 
     fn options(&self, capability: (i32, i32)) -> Vec<String> {
@@ -374,10 +401,24 @@ impl Kernels {
         shared: usize,
         arguments: Arguments,
     ) -> Result<()> {
+        self.launch_clusters(name, grid, 1, threads, shared, arguments)
+    }
+
+    /// Launches the function `name`, see [`Card::launch_clusters`].
+    pub fn launch_clusters(
+        &self,
+        name: &str,
+        grid: (usize, usize, usize),
+        cluster: usize,
+        threads: usize,
+        shared: usize,
+        arguments: Arguments,
+    ) -> Result<()> {
         let grid = (grid.0 as u32, grid.1 as u32, grid.2 as u32);
         let kernel = self.get(name)?;
+        let (cluster, threads) = (cluster as u32, threads as u32);
         self.card
-            .launch(&kernel, grid, threads as u32, shared as u32, arguments)
+            .launch_clusters(&kernel, grid, cluster, threads, shared as u32, arguments)
     }
 
     fn find(&self, name: &str) -> Result<Kernel> {

@@ -533,6 +533,16 @@ impl Linear {
             .sum()
     }
 
+    /// 4-bit: weights that share one absmax value.
+    pub fn block(&self) -> usize {
+        1 << self.parts.block_shift
+    }
+
+    /// 4-bit: whether absmax values are not quantised again.
+    pub fn plain_absmax(&self) -> bool {
+        self.parts.part[0].plain != 0
+    }
+
     /// Rows of each part.
     fn part_rows(&self) -> impl Iterator<Item = usize> {
         (0..self.parts.count as usize).map(|i| self.parts.part[i].rows as usize)

@@ -3,7 +3,8 @@
 //! every build and a machine without a GPU only sees an error when it asks.
 //!
 //! [`card`] is the device and its memory, [`kernels`] compiles and keeps what
-//! runs there, [`linear`] packs weights, [`engine`] is the [`Decoder`].
+//! runs there, [`linear`] packs weights, [`engine`] is the [`Decoder`]. Steps of
+//! a few tokens are one kernel, [`persistent`].
 //! All `unsafe` of the crate but one memory map lives in this folder.
 //!
 //! [`Decoder`]: crate::engine::Decoder
@@ -16,6 +17,7 @@ mod launched;
 pub mod linear;
 pub mod measure;
 pub mod model;
+pub mod persistent;
 pub mod product;
 
 pub use card::Card;

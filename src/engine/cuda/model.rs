@@ -78,7 +78,7 @@ pub fn check(config: &Config) -> Result<()> {
 }
 
 impl Layer {
-    fn linears(&self) -> [&Linear; 4] {
+    pub(super) fn linears(&self) -> [&Linear; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
     }
 }

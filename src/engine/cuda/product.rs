@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::quant::{Compute, Format};
 
 /// Columns that are summed from zero; as in `kernels/common.cuh`.
-const SEGMENT: usize = 256;
+pub(super) const SEGMENT: usize = 256;
 /// Most tokens that `few_*` serves.
 pub const FEW: usize = 64;
 /// Most tokens that `step_*` serves.
@@ -120,8 +120,8 @@ struct Int8Scratch {
 pub enum Path {
     /// Those of every supported card.
     Portable,
-    /// `wide_*` instead of `many_*`: instructions of warpgroups, with 4-bit
-    /// weights unpacked on the way to them.
+    /// `wide_*` instead of `few_*` and `many_*`: instructions of warpgroups, with
+    /// 4-bit weights unpacked on the way to them.
     Hopper,
 }
 
@@ -138,26 +138,26 @@ impl Path {
 
 /// Programs that the products of a format need; the head is FP16 in all.
 pub fn programs(format: Format, compute: Compute, path: Path) -> Vec<Program> {
-    let many = |portable: Option<Program>, hopper: Program| match path {
-        Path::Portable => portable,
-        Path::Hopper => Some(hopper),
+    let by_path = |portable: &[Program], hopper: Program| match path {
+        Path::Portable => portable.to_vec(),
+        Path::Hopper => vec![hopper],
     };
-    let mut programs = vec![STEP_F16, FEW_F16];
-    programs.extend(many(Some(MANY_F16), WIDE_F16));
+    let mut programs = vec![STEP_F16];
+    programs.extend(by_path(&[FEW_F16, MANY_F16], WIDE_F16));
     match (format, compute) {
         (Format::Fp16, _) => {}
         (Format::Bnb4 { .. }, Compute::Bf16) => {
-            programs.extend([STEP_4BIT_BF16, FEW_4BIT_BF16]);
-            programs.extend(many(Some(MANY_BF16), WIDE_4BIT_BF16));
+            programs.push(STEP_4BIT_BF16);
+            programs.extend(by_path(&[FEW_4BIT_BF16, MANY_BF16], WIDE_4BIT_BF16));
         }
         (Format::Bnb4 { .. }, _) => {
-            programs.extend([STEP_4BIT, FEW_4BIT]);
-            // The portable path unpacks to FP16 first.
-            programs.extend(many(None, WIDE_4BIT));
+            programs.push(STEP_4BIT);
+            // Many tokens: the portable path unpacks to FP16 first.
+            programs.extend(by_path(&[FEW_4BIT], WIDE_4BIT));
         }
         (Format::Int8 { .. }, _) => {
-            programs.extend([STEP_INT8, FEW_INT8]);
-            programs.extend(many(Some(MANY_INT8), WIDE_INT8));
+            programs.push(STEP_INT8);
+            programs.extend(by_path(&[FEW_INT8, MANY_INT8], WIDE_INT8));
         }
     }
     programs
@@ -225,13 +225,13 @@ impl Products {
                 if what != What::Add {
                     names.push(format!("step_{kind}_normed_{name}"));
                 }
-                names.extend([8, 16, 32, 64].map(|size| format!("few_{kind}_{name}_{size}")));
                 match path {
                     Path::Hopper => {
                         let shapes = SHAPES.map(|shape| shape.name);
                         names.extend(shapes.map(|shape| format!("wide_{kind}_{name}_{shape}")));
                     }
                     Path::Portable => {
+                        names.extend([8, 16, 32, 64].map(|n| format!("few_{kind}_{name}_{n}")));
                         let kind = match kind {
                             "bit4" => "f16",
                             "bit4_bf16" => "bf16",
@@ -267,10 +267,33 @@ impl Products {
         if self.steps(linear, tokens) {
             return self.step(linear, Input::Activations(x), tokens, what, out);
         }
-        let out = Output {
-            rows: linear.rows as i32,
-            ..out
-        };
+        let (x, scales) = self.prepared(linear, x, tokens)?;
+        match self.path {
+            Path::Hopper => {
+                let plan = self.plan(linear, tokens, what);
+                self.wide(linear, x, tokens, what, scales, out, plan)
+            }
+            Path::Portable if tokens <= FEW => self.few(linear, x, tokens, what, scales, out),
+            Path::Portable => self.many(linear, x, tokens, what, scales, out),
+        }
+    }
+
+    /// As [`Products::run`], through `wide_*` as `plan` says; for tests.
+    pub fn run_planned(
+        &self,
+        linear: &Linear,
+        x: u64,
+        tokens: usize,
+        what: What,
+        out: Output,
+        plan: Plan,
+    ) -> Result<()> {
+        let (x, scales) = self.prepared(linear, x, tokens)?;
+        self.wide(linear, x, tokens, what, scales, out, plan)
+    }
+
+    /// The activations as the product takes them.
+    fn prepared(&self, linear: &Linear, x: u64, tokens: usize) -> Result<(u64, Scales8)> {
         let mut x = x;
         let mut scales = Scales8::default();
         if let (Kind::Int8 { threshold }, Some(int8)) = (linear.kind, &self.int8) {
@@ -292,14 +315,93 @@ impl Products {
                 .launch("quantise_tokens", (tokens, 1, 1), 256, 0, arguments)?;
             x = int8.x.at(0);
         }
-        // Too large activations for `step_*` are left to `few_*` everywhere.
-        match self.path {
-            Path::Hopper if tokens > STEP => self.wide(linear, x, tokens, what, scales, out),
-            _ if tokens <= FEW => self.few(linear, x, tokens, what, scales, out),
-            _ => self.many(linear, x, tokens, what, scales, out),
-        }
+        Ok((x, scales))
     }
 
+    /// All ways in which `wide_*` can run a product on this card.
+    pub fn plans(&self, linear: &Linear, what: What) -> Vec<Plan> {
+        let shapes = SHAPES.iter();
+        let splits = |shape| SPLITS.map(|split| self.plan_of(linear, what, shape, split));
+        shapes.flat_map(splits).flatten().collect()
+    }
+
+    /// How `wide_*` runs a product of so many tokens.
+    fn plan(&self, linear: &Linear, tokens: usize, what: What) -> Plan {
+        let [sixteen, thirty_two, sixty_four, tall, large] = &SHAPES;
+        let blocks =
+            |shape: &Shape| linear.rows.div_ceil(shape.rows) * tokens.div_ceil(shape.tokens);
+        let cards = self.card.multiprocessors;
+        let shape = match tokens {
+            ..=16 => sixteen,
+            17..=32 => thirty_two,
+            33..=64 => sixty_four,
+            _ if 10 * blocks(large) >= 7 * cards => large,
+            _ => tall,
+        };
+        // Segments that the busiest multiprocessor takes one after the other;
+        // one more a block for its beginning and its end.
+        let segments = linear.columns.div_ceil(SEGMENT);
+        let cost = |plan: &Plan| {
+            let turns = (blocks(shape) * plan.split).div_ceil(cards);
+            turns * (segments.div_ceil(plan.split) + 1)
+        };
+        SPLITS
+            .iter()
+            .filter_map(|&split| self.plan_of(linear, what, shape, split))
+            .min_by_key(cost)
+            .expect("a block of its own fits")
+    }
+
+    /// `shape` with `split` blocks that share the columns, and as many stages as
+    /// there is room for.
+    fn plan_of(
+        &self,
+        linear: &Linear,
+        what: What,
+        shape: &'static Shape,
+        split: usize,
+    ) -> Option<Plan> {
+        let segments = linear.columns.div_ceil(SEGMENT);
+        let (tables, part, _) = wide_bytes(linear.kind);
+        // As in kernels/wide.cu: a set of sums of one block, and of each segment
+        // of the others; of integers one of each block.
+        let sets = match linear.kind {
+            Kind::Int8 { .. } => split,
+            _ => 1 + segments - segments / split,
+        };
+        let sums = match (split, what) {
+            (1, What::Likeliest) => shape.rows / TILE_ROWS * shape.tokens * 8,
+            (1, _) => 0,
+            _ => sets * shape.rows * shape.tokens * 4 / split,
+        };
+        let (weights, stage) = (
+            shape.rows * part,
+            shape.rows * part + shape.tokens * ACT_BYTES,
+        );
+        let most = self.kernels.most_shared() as usize;
+        let within = |bytes: usize| bytes.saturating_sub(tables + sums) / stage;
+        // With few tokens enough to keep the memory busy, and no more than leaves
+        // room for a block of another product, which loads its first weights
+        // meanwhile.
+        let (least, room, deepest) = if shape.shares {
+            let busy = MOVING_BYTES.div_ceil(weights).max(3);
+            (busy, HALF_SHARED, MOST_STAGES)
+        } else {
+            (3, most, 8)
+        };
+        let depth = within(room).max(least).min(within(most)).min(deepest);
+        if split > segments || depth < least {
+            return None;
+        }
+        Some(Plan {
+            shape,
+            split,
+            depth,
+            shared: tables + sums + depth * stage,
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a product is")]
     fn wide(
         &self,
         linear: &Linear,
@@ -308,25 +410,10 @@ impl Products {
         what: What,
         scales: Scales8,
         out: Output,
+        plan: Plan,
     ) -> Result<()> {
-        let full = |shape: &Shape| {
-            let blocks = linear.rows.div_ceil(shape.rows) * tokens.div_ceil(shape.tokens);
-            10 * blocks >= 7 * self.card.multiprocessors
-        };
-        let [thirty_two, sixty_four, tall, large] = &SHAPES;
-        let shape = match tokens {
-            ..=32 => thirty_two,
-            33..=64 => sixty_four,
-            _ if full(large) => large,
-            _ => tall,
-        };
-        // As in kernels/wide.cu: tables from a multiple of 4096; 128 bytes of
-        // activations a stage, and what belongs to them of a row of weights.
-        let (tables, part, act_bytes) = match linear.kind {
-            Kind::Bit4 { .. } => (2 * 4096 + 1024, 32, 2),
-            Kind::Int8 { .. } => (128, 128, 1),
-            Kind::F16 => (128, 128, 2),
-        };
+        let Plan { shape, split, .. } = plan;
+        let (_, part, act_bytes) = wide_bytes(linear.kind);
         let tiles = linear.rows.div_ceil(TILE_ROWS);
         let weight = self.card.tensor_map(
             linear.weight.at(0),
@@ -336,7 +423,7 @@ impl Products {
         let act = self.card.tensor_map(
             x,
             (tokens.div_ceil(8), 8 * act_bytes * linear.columns),
-            (shape.tokens / 8, 8 * 128),
+            (shape.tokens / 8, 8 * ACT_BYTES),
         )?;
         let (table, map) = self.tables_of(linear.kind);
         let arguments = Arguments::new()
@@ -346,11 +433,14 @@ impl Products {
             .with(linear.parts)
             .with(linear.columns as i32)
             .with(tokens as i32)
+            .with(plan.depth as i32)
             .with(table)
             .with(map)
             .with(scales)
-            .with(out);
-        let shared = tables + 6 * (shape.rows * part + shape.tokens * 128);
+            .with(Output {
+                rows: linear.rows as i32,
+                ..out
+            });
         let name = format!(
             "wide_{}_{}_{}",
             few_name(linear.kind),
@@ -360,10 +450,10 @@ impl Products {
         let grid = (
             tokens.div_ceil(shape.tokens),
             linear.rows.div_ceil(shape.rows),
-            1,
+            split,
         );
         self.kernels
-            .launch(&name, grid, shape.threads, shared, arguments)
+            .launch_clusters(&name, grid, split, shape.threads, plan.shared, arguments)
     }
 
     /// Whether [`Products::step`] serves so many tokens.
@@ -496,7 +586,10 @@ impl Products {
             .with(table)
             .with(map)
             .with(scales)
-            .with(out);
+            .with(Output {
+                rows: linear.rows as i32,
+                ..out
+            });
         let tiles = linear.rows.div_ceil(TILE_ROWS);
         self.kernels
             .launch(&name, (tiles, 1, 1), 32 * warps, shared, arguments)
@@ -548,47 +641,98 @@ impl Products {
             .with(linear.columns as i32)
             .with(tokens as i32)
             .with(scales)
-            .with(out);
+            .with(Output {
+                rows: linear.rows as i32,
+                ..out
+            });
         let shared = 3 * 16 * (1024 + size * 8);
         let grid = (groups, tokens.div_ceil(size), 1);
         self.kernels.launch(&name, grid, 256, shared, arguments)
     }
 }
 
-/// Rows and tokens of a block of `wide_*`.
+/// Blocks of `wide_*`.
+#[derive(Debug)]
 struct Shape {
     name: &'static str,
     rows: usize,
     tokens: usize,
     threads: usize,
+    /// Whether two blocks fit into the registers of a multiprocessor.
+    shares: bool,
 }
 
-const SHAPES: [Shape; 4] = [
+/// Rows and tokens of a block: as many rows as spare the activations, which
+/// every block of rows reads anew.
+const SHAPES: [Shape; 5] = [
+    Shape {
+        name: "16",
+        rows: 128,
+        tokens: 16,
+        threads: 288,
+        shares: true,
+    },
     Shape {
         name: "32",
-        rows: 64,
+        rows: 128,
         tokens: 32,
-        threads: 256,
+        threads: 288,
+        shares: true,
     },
     Shape {
         name: "64",
-        rows: 64,
+        rows: 128,
         tokens: 64,
-        threads: 256,
+        threads: 288,
+        shares: false,
     },
     Shape {
         name: "128",
         rows: 64,
         tokens: 128,
         threads: 384,
+        shares: false,
     },
     Shape {
         name: "128_128",
         rows: 128,
         tokens: 128,
         threads: 384,
+        shares: false,
     },
 ];
+
+/// Blocks of a cluster, which share the columns.
+const SPLITS: [usize; 4] = [1, 2, 4, 8];
+/// Most stages of `wide_*`, as in kernels/wide.cu.
+const MOST_STAGES: usize = 12;
+/// Bytes of activations of a token in a stage.
+const ACT_BYTES: usize = 128;
+/// Bytes of weights that a multiprocessor should have on their way: what the
+/// memory of an H200 delivers in its latency of somewhat under 1 us.
+const MOVING_BYTES: usize = 24 << 10;
+/// Shared memory of a block where a multiprocessor holds two.
+const HALF_SHARED: usize = 112 << 10;
+
+/// How a product runs through `wide_*`.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    shape: &'static Shape,
+    split: usize,
+    depth: usize,
+    /// Bytes of dynamic shared memory.
+    shared: usize,
+}
+
+/// As in kernels/wide.cu: what lies before the stages, with what alignment
+/// takes; bytes of a row of weights in a stage; bytes of an activation.
+fn wide_bytes(kind: Kind) -> (usize, usize, usize) {
+    match kind {
+        Kind::Bit4 { .. } => (2048 + 32768 + 1024, 32, 2),
+        Kind::Int8 { .. } => (128, 128, 1),
+        Kind::F16 => (128, 128, 2),
+    }
+}
 
 /// Bytes of the sums of segments in `step_*`: two sets for each group of warps,
 /// 20 floats a token and segment.

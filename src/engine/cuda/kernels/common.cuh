@@ -150,6 +150,84 @@ DEV float absmax_of(const Part& part, i64 block, const float* map) {
     return __fadd_rn(__fmul_rn(map[part.codes[block]], part.nested[block >> 8]), *part.offset);
 }
 
+// --- 4-bit weights as 16-bit numbers, the same in every product. What a code
+// stands for times its block's absmax is
+//   BF16: the f32 product, rounded;
+//   FP16: T * s, rounded once, where T is the value times a factor, rounded to
+//         FP16, and s the absmax over that factor, as the sum of two FP16. The
+//         factor is one that brings all 16 values next to FP16 numbers: FP4's
+//         become such numbers, NF4's miss them by 2.3 times less (found by
+//         trying all f32 from 1 to 2).
+#define NF4_FACTOR 1.3661952f
+#define FP4_FACTOR 1.5f
+template <bool BF> DEV float factor_of(const float* table) {
+    return BF ? 1.0f : table[15] == 1.0f ? NF4_FACTOR : FP4_FACTOR; // FP4's last value is -0.25
+}
+// A value of the table as products look it up: f32, or FP16 in the low half.
+template <bool BF> DEV u32 value_bits(float value, float factor) {
+    return BF ? __float_as_uint(value) : float_to_half(__fmul_rn(value, factor));
+}
+DEV u32 pair_of(u32 low, u32 high) { return __byte_perm(low, high, 0x5410); }
+// An absmax as it travels between threads: f32, or two FP16, the larger one low.
+template <bool BF> DEV u32 scale_bits(float absmax, float inverse_factor) {
+    if (BF) return __float_as_uint(absmax);
+    const float s = __fmul_rn(absmax, inverse_factor);
+    const u16 high = float_to_half(s);
+    return high | (u32)float_to_half(__fsub_rn(s, half_to_float(high))) << 16;
+}
+// And as it is multiplied with.
+template <bool BF> struct Scale { u32 high, low; }; // each twice
+template <> struct Scale<true> { float absmax; };
+DEV void take_scale(Scale<false>& scale, u32 bits) {
+    scale.high = __byte_perm(bits, 0, 0x1010), scale.low = __byte_perm(bits, 0, 0x3232);
+}
+DEV void take_scale(Scale<true>& scale, u32 bits) { scale.absmax = __uint_as_float(bits); }
+DEV u32 scaled_pair(u32 pair, const Scale<false>& scale) {
+    u32 rest, weights;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(rest) : "r"(pair), "r"(scale.low));
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(weights) : "r"(pair), "r"(scale.high), "r"(rest));
+    return weights;
+}
+DEV u32 scaled_pair(float low, float high, const Scale<true>& scale) {
+    return pack2<true>(__fmul_rn(low, scale.absmax), __fmul_rn(high, scale.absmax));
+}
+// Two values that were looked up one by one.
+DEV u32 scaled_values(u32 low, u32 high, const Scale<false>& scale) { return scaled_pair(pair_of(low, high), scale); }
+DEV u32 scaled_values(u32 low, u32 high, const Scale<true>& scale) {
+    return scaled_pair(__uint_as_float(low), __uint_as_float(high), scale);
+}
+
+// The pairs of values of every byte in shared memory, the even column's first:
+// 128 bytes each, so that no two lanes meet in a bank. They lie at a number the
+// compiler knows, so that a look-up needs no addition; what CUDA and the kernel
+// itself hold lies below.
+#define TABLE_AT 2048
+#define TABLE_BYTES (256 * 128)
+template <bool BF> DEV void fill_pairs(uint4* to, const float* table, int threads) {
+    const u32 value = value_bits<BF>(table[threadIdx.x & 15], factor_of<BF>(table));
+#pragma unroll 2
+    for (int i = threadIdx.x; i < TABLE_BYTES / 16; i += threads) {
+        const u32 low = __shfl_sync(FULL, value, i >> 3 & 15), high = __shfl_sync(FULL, value, i >> 7);
+        const u32 pair = pair_of(low, high);
+        to[i] = BF ? make_uint4(low, high, low, high) : make_uint4(pair, pair, pair, pair);
+    }
+}
+// What of an address is the lane's own, and two weights. `at` is 128 times a
+// byte, and that. The table never changes while somebody reads it.
+template <bool BF> DEV u32 replica_of(int lane) { return BF ? (lane & 15) * 8 : lane * 4; }
+DEV u32 weights_of(u32 at, const Scale<false>& scale) {
+    u32 pair;
+    asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(pair) : "r"(at), "n"(TABLE_AT));
+    return scaled_pair(pair, scale);
+}
+DEV u32 weights_of(u32 at, const Scale<true>& scale) {
+    float low, high;
+    asm("ld.shared.v2.f32 {%0, %1}, [%2 + %3];" : "=f"(low), "=f"(high) : "r"(at), "n"(TABLE_AT));
+    return scaled_pair(low, high, scale);
+}
+// 128 times byte r of a word.
+DEV u32 byte_times_128(u32 word, int r) { return (r == 0 ? word << 7 : word >> (8 * r - 7)) & 0x7f80; }
+
 // --- the order of floats as unsigned integers, the lower index first among equals
 DEV u64 rank_of(float value, u32 index) {
     u32 bits = __float_as_uint(value);
@@ -236,8 +314,9 @@ template <int WHAT> DEV void load_before(float before[2], int token, int tokens,
         before[h] = WHAT == ADD && token < tokens && row < out.rows ? out.to[(i64)token * out.rows + row] : 0.0f;
     }
 }
+// LIKELIEST: returns the best of the tile's rows, in all 8 threads.
 template <int WHAT>
-DEV void finish_pair(const float y[2], const float before[2], int token, int tokens, int tile, int g, const Output& out) {
+DEV u64 finish_pair(const float y[2], const float before[2], int token, int tokens, int tile, int g, const Output& out) {
     const bool there = token < tokens;
     u64 best = 0;
 #pragma unroll
@@ -254,10 +333,14 @@ DEV void finish_pair(const float y[2], const float before[2], int token, int tok
         float v = silu_times(y[0], y[1]);
         out.act[at16(token, tile * 8 + g, out.rows / 2)] = out.act_bf16 ? pack1<true>(v) : pack1<false>(v);
     }
-    if (WHAT == LIKELIEST) {
+    if (WHAT == LIKELIEST)
         for (int d = 4; d < 32; d <<= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
-        if (there && g == 0) atomicMax(out.best + token, best);
-    }
+    return best;
+}
+template <int WHAT>
+DEV void finish_and_offer(const float y[2], const float before[2], int token, int tokens, int tile, int g, const Output& out) {
+    u64 best = finish_pair<WHAT>(y, before, token, tokens, tile, g, out);
+    if (WHAT == LIKELIEST && token < tokens && g == 0) atomicMax(out.best + token, best);
 }
 
 // LLM.int8: what turns integers into numbers.
@@ -267,10 +350,14 @@ struct Scales8 {
     const int* outlier_count; // [tokens]
     const u32* outliers; // [tokens][k]: column in the high half, FP16 in the low
 };
-DEV float result8(int sum, int row, int token, const Scales8& s, const void* weight, int columns) {
+DEV float result8(int sum, int row, float row_absmax, int token, float token_absmax, int outlier_count, const Scales8& s,
+                  const void* weight, int columns) {
     const u32* outliers = s.outliers + (i64)token * columns;
-    return int8_result(sum, row, s.row_absmax[row], s.token_absmax[token], s.outlier_count[token],
-                       [&](int i) { return outliers[i]; }, (const u8*)weight, columns);
+    return int8_result(sum, row, row_absmax, token_absmax, outlier_count, [&](int i) { return outliers[i]; },
+                       (const u8*)weight, columns);
+}
+DEV float result8(int sum, int row, int token, const Scales8& s, const void* weight, int columns) {
+    return result8(sum, row, s.row_absmax[row], token, s.token_absmax[token], s.outlier_count[token], s, weight, columns);
 }
 
 // Rotary embedding of one pair (Su et al. 2021), rounded to FP16.

@@ -27,7 +27,7 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
     const int segments = (columns + SEGMENT - 1) / SEGMENT;
     const int rounds = (segments + warps - 1) / warps;
     float* partial = shared; // [2, or 1 for a single round][warps][8 * NT][PAD]
-    float* values = shared + (rounds > 1 ? 2 : 1) * warps * 8 * NT * PAD; // [16][32]: the table, once a bank
+    u32* values = (u32*)shared + (rounds > 1 ? 2 : 1) * warps * 8 * NT * PAD; // [16][32]: the table, once a bank
     constexpr int UNITS = SEGMENT / 64;
     constexpr int BYTES = KIND == INT8_WEIGHT ? 1 : 2; // of an activation
 
@@ -39,10 +39,11 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
         if (chunk < chunks) load_unit<KIND>(unit[u], mine, chunk, lane);
     }
     Place place[2];
+    const float factor = KIND == BIT4_WEIGHT ? factor_of<BF>(table) : 1.0f, inverse = __fdiv_rn(1.0f, factor);
     if (KIND == BIT4_WEIGHT) {
         place[0] = place_of(parts, tile * 2);
         place[1] = place_of(parts, tile * 2 + 1);
-        for (int i = threadIdx.x; i < 512; i += blockDim.x) values[i] = table[i >> 5];
+        for (int i = threadIdx.x; i < 512; i += blockDim.x) values[i] = value_bits<BF>(table[i >> 5], factor);
         __syncthreads();
     }
     pdl_launch();
@@ -64,14 +65,14 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) acc[n][i] = 0.0f, acc8[n][i] = 0;
-        float scale[2] = {0.0f, 0.0f}; // of chunk t of the segment, rows g and g + 8
+        u32 scale[2] = {0, 0}; // of chunk t of the segment, rows g and g + 8
         if (KIND == BIT4_WEIGHT && segment < segments) {
             int chunk = segment * UNITS + t;
             if (chunk < chunks)
                 for (int h = 0; h < 2; h++) {
                     const Part& part = parts.part[place[h].part];
                     i64 block = ((i64)(place[h].row + g) * columns + chunk * 64) >> parts.block_shift;
-                    scale[h] = absmax_of(part, block, map);
+                    scale[h] = scale_bits<BF>(absmax_of(part, block, map), inverse);
                 }
         }
 #pragma unroll
@@ -95,11 +96,10 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
                 if (AHEAD == STEPS)
 #pragma unroll
                     for (int s = 0; s < STEPS; s++) load_x(s);
-                float s0 = 0.0f, s1 = 0.0f;
-                if (KIND == BIT4_WEIGHT) {
-                    s0 = __shfl_sync(FULL, scale[0], (lane & 28) | u);
-                    s1 = __shfl_sync(FULL, scale[1], (lane & 28) | u);
-                }
+                Scale<BF> sc[2];
+                if (KIND == BIT4_WEIGHT)
+#pragma unroll
+                    for (int h = 0; h < 2; h++) take_scale(sc[h], __shfl_sync(FULL, scale[h], (lane & 28) | u));
 #pragma unroll
                 for (int s = 0; s < STEPS; s++) {
                     if (AHEAD < STEPS) load_x(s);
@@ -110,9 +110,7 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
                         for (int r = 0; r < 4; r++) {
                             u32 low = r == 0 ? word << 5 : word >> (8 * r - 5);
                             u32 high = r == 0 ? word << 1 : word >> (8 * r - 1);
-                            float v0 = values[(low & 0x1e0) | lane], v1 = values[(high & 0x1e0) | lane];
-                            float sc = r & 1 ? s1 : s0;
-                            a[r] = pack2<BF>(__fmul_rn(v0, sc), __fmul_rn(v1, sc));
+                            a[r] = scaled_values(values[(low & 0x1e0) | lane], values[(high & 0x1e0) | lane], sc[r & 1]);
                         }
                     } else {
                         const uint4 v = unit[u].v[s < (int)(sizeof(unit[u].v) / 16) ? s : 0];
@@ -275,7 +273,7 @@ DEV void many(const uint4* weight, const void* x, int columns, int tokens, const
                     if (KIND == INT8_WEIGHT)
                         y[h] = real ? result8(acc8[r][n][2 * h + j], row, token, scales, weight, columns) : 0.0f;
                 }
-                finish_pair<WHAT>(y, before[r][n][j], token, tokens, tile, g, out);
+                finish_and_offer<WHAT>(y, before[r][n][j], token, tokens, tile, g, out);
             }
     }
 }

@@ -153,8 +153,9 @@ extern "C" __global__ void quantise_int8(const u16* values, Parts parts, int par
 // product of many tokens multiplies with, one matrix at a time.
 template <bool BF> DEV void unpack_4bit_body(const uint4* packed, const Parts& parts, int columns,
                                              const float* table, const float* map, uint4* to) {
-    __shared__ float values[16];
-    if (threadIdx.x < 16) values[threadIdx.x] = table[threadIdx.x];
+    __shared__ u32 values[16];
+    const float factor = factor_of<BF>(table), inverse = __fdiv_rn(1.0f, factor);
+    if (threadIdx.x < 16) values[threadIdx.x] = value_bits<BF>(table[threadIdx.x], factor);
     __syncthreads();
     pdl_launch();
     pdl_wait();
@@ -164,20 +165,21 @@ template <bool BF> DEV void unpack_4bit_body(const uint4* packed, const Parts& p
         int lane = (int)(i & 31), g = lane >> 2;
         i64 at = i >> 5;
         int tile = (int)(at / chunks), chunk = (int)(at % chunks);
-        float scale[2];
+        Scale<BF> scale[2];
+#pragma unroll
         for (int h = 0; h < 2; h++) {
             Place place = place_of(parts, tile * 2 + h);
             i64 block = ((i64)(place.row + g) * columns + chunk * 64) >> parts.block_shift;
-            scale[h] = absmax_of(parts.part[place.part], block, map);
+            take_scale(scale[h], scale_bits<BF>(absmax_of(parts.part[place.part], block, map), inverse));
         }
         uint4 codes = packed[i];
         u32 word[4] = {codes.x, codes.y, codes.z, codes.w};
         for (int j = 0; j < 4; j++) {
             u32 a[4];
+#pragma unroll
             for (int r = 0; r < 4; r++) {
                 u32 pair = word[j] >> (8 * r);
-                float s = scale[r & 1];
-                a[r] = pack2<BF>(__fmul_rn(values[pair & 15], s), __fmul_rn(values[pair >> 4 & 15], s));
+                a[r] = scaled_values(values[pair & 15], values[pair >> 4 & 15], scale[r & 1]);
             }
             to[((i64)tile * (columns >> 4) + chunk * 4 + j) * 32 + lane] = make_uint4(a[0], a[1], a[2], a[3]);
         }

@@ -6,10 +6,6 @@
 
 #define WARPS 16
 #define PAD 20 // floats a token takes in `partial`: 16 rows, spread over the banks
-// Where the table of pairs of 4-bit values lies in shared memory: a number the
-// compiler knows, so that a look-up needs no addition. What CUDA and the kernel
-// itself hold lies below.
-#define TABLE_AT 2048
 
 #if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
 #define F16_DEEP 3
@@ -40,10 +36,6 @@ DEV void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id
 DEV void copy4(void* shared, const void* global) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
-}
-// A pair of 4-bit values; the table never changes while somebody reads it.
-DEV void load_pair(u32 at, float& low, float& high) {
-    asm("ld.shared.v2.f32 {%0, %1}, [%2 + %3];" : "=f"(low), "=f"(high) : "r"(at), "n"(TABLE_AT));
 }
 // What other multiprocessors wrote a moment ago.
 DEV float load_fresh(const float* p) {
@@ -209,11 +201,11 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int tiles = (out.rows + 15) >> 4, chunks = columns >> 6, segments = (chunks + 3) >> 2;
     const int groups = WARPS / group, which = warp / group, first = warp & (group - 1);
-    // The pairs of a byte, once for each lane of a half warp; the dynamic map.
+    // The pairs of values of a byte; the dynamic map.
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
-    float2* pairs = (float2*)(shared + (TABLE_AT - bottom) / 16);
-    float* maps = (float*)(pairs + 256 * 16);
+    uint4* pairs = shared + (TABLE_AT - bottom) / 16;
+    float* maps = (float*)(pairs + TABLE_BYTES / 16);
     uint4* ring = KIND == BIT4_WEIGHT ? (uint4*)(maps + 256) : shared;
     float* partial = (float*)(ring + WARPS * DEEP * WORDS); // [2][groups][segments][tokens][PAD]
     u16* act = (u16*)(partial + 2 * groups * segments * tokens * PAD);
@@ -280,14 +272,10 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
 #pragma unroll 1
     for (int i = 0; i < DEEP; i++) issue(i);
     if (KIND == BIT4_WEIGHT) {
-        const float value = table[lane & 15];
-#pragma unroll 2
-        for (int i = threadIdx.x; i < 256 * 16; i += blockDim.x) {
-            const int byte = i >> 4; // the even column is in its low half
-            pairs[i] = make_float2(__shfl_sync(FULL, value, byte & 15), __shfl_sync(FULL, value, byte >> 4));
-        }
+        fill_pairs<BF>(pairs, table, blockDim.x);
         for (int i = threadIdx.x; i < 256; i += blockDim.x) maps[i] = map[i];
     }
+    const float inverse = KIND == BIT4_WEIGHT ? __fdiv_rn(1.0f, factor_of<BF>(table)) : 1.0f;
     float nested[2] = {0.0f, 0.0f}, offset[2] = {0.0f, 0.0f};
     auto load_nested = [&](int tile, int segment) {
         if (!coded() || tile >= tiles) return;
@@ -328,7 +316,7 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
             float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             int acc8[4] = {0, 0, 0, 0};
             const int last = min(4, chunks - segment * 4);
-            float scale[2];
+            u32 scale[2];
             const uint4* b_at = b_from + (KIND == INT8_WEIGHT ? 1 : 2) * segment * 4 * (tokens * 4);
             for (int sub = 0; sub < last; sub += CHUNKS) {
                 copy_wait<DEEP - 1>();
@@ -339,9 +327,9 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
                     for (int h = 0; h < 2; h++) {
                         if (coded()) {
                             u8 code = ((const u8*)(stage - lane + LINE))[h * 32 + lane];
-                            scale[h] = __fadd_rn(__fmul_rn(maps[code], nested[h]), offset[h]);
+                            scale[h] = scale_bits<BF>(__fadd_rn(__fmul_rn(maps[code], nested[h]), offset[h]), inverse);
                         } else {
-                            scale[h] = ((const float*)(stage - lane + LINE))[h * 32 + lane];
+                            scale[h] = scale_bits<BF>(((const float*)(stage - lane + LINE))[h * 32 + lane], inverse);
                         }
                     }
                     // Where 256 blocks are whole rows, a tile's segments share them.
@@ -353,11 +341,12 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
                 for (int u = 0; u < CHUNKS; u++) {
                     if (!whole && sub + u >= last) break; // the same for the whole warp
                     if (KIND == BIT4_WEIGHT) {
-                        const float s[2] = {__shfl_sync(FULL, scale[0], (lane & 28) | (sub + u)),
-                                            __shfl_sync(FULL, scale[1], (lane & 28) | (sub + u))};
+                        Scale<BF> s[2];
+#pragma unroll
+                        for (int h = 0; h < 2; h++) take_scale(s[h], __shfl_sync(FULL, scale[h], (lane & 28) | (sub + u)));
                         const uint4 v = stage[u * 32];
                         const u32 word[4] = {v.x, v.y, v.z, v.w};
-                        const u32 replica = (lane & 15) * 8;
+                        const u32 replica = replica_of<BF>(lane);
 #pragma unroll
                         for (int p = 0; p < 2; p++, b_at += (tokens * 4)) {
                             uint4 b = make_uint4(0, 0, 0, 0);
@@ -366,12 +355,7 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
                             for (int j = 0; j < 2; j++) {
                                 u32 a[4];
 #pragma unroll
-                                for (int r = 0; r < 4; r++) {
-                                    const u32 w = word[2 * p + j], shifted = r == 0 ? w << 7 : w >> (8 * r - 7);
-                                    float low, high;
-                                    load_pair(shifted & 0x7f80 | replica, low, high);
-                                    a[r] = pack2<BF>(__fmul_rn(low, s[r & 1]), __fmul_rn(high, s[r & 1]));
-                                }
+                                for (int r = 0; r < 4; r++) a[r] = weights_of(byte_times_128(word[2 * p + j], r) | replica, s[r & 1]);
                                 mma16<BF>(acc, a, j ? b.z : b.x, j ? b.w : b.y);
                             }
                         }

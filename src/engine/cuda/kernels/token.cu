@@ -53,38 +53,51 @@ extern "C" __global__ void __launch_bounds__(256)
     pdl_launch();
     pdl_wait();
     int token = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    // The first 8,192 columns stay in registers, all loads on their way at once.
+    constexpr int HELD = 4;
+    uint4 held[HELD];
+    auto load = [&](int base) {
+        const int k = base + threadIdx.x * 8;
+        return k < columns ? *(const uint4*)(x + at16(token, k, columns)) : make_uint4(0, 0, 0, 0);
+    };
+    auto number = [](const uint4& v, int i) {
+        const u32 word = i < 2 ? v.x : i < 4 ? v.y : i < 6 ? v.z : v.w;
+        return (u16)(i & 1 ? word >> 16 : word);
+    };
+#pragma unroll
+    for (int n = 0; n < HELD; n++) held[n] = load(n * 2048);
     float largest = 0.0f;
-    for (int k = threadIdx.x * 8; k < columns; k += 2048) {
-        const u16* from = x + at16(token, k, columns);
+    auto measure = [&](const uint4& v) {
+#pragma unroll
         for (int i = 0; i < 8; i++) {
-            float a = fabsf(half_to_float(from[i]));
+            float a = fabsf(half_to_float(number(v, i)));
             if (threshold == 0.0f || a < threshold) largest = fmaxf(largest, a);
         }
-    }
+    };
+#pragma unroll
+    for (int n = 0; n < HELD; n++) measure(held[n]);
+    for (int base = HELD * 2048; base < columns; base += 2048) measure(load(base));
     for (int d = 16; d; d >>= 1) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, d));
     if (lane == 0) largest_of[warp] = largest;
     __syncthreads();
     for (int i = 0; i < 8; i++) largest = fmaxf(largest, largest_of[i]);
     float scale = largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f;
     int written = 0; // by the whole block
-    for (int base = 0; base < columns; base += 2048) {
-        int k = base + threadIdx.x * 8, mine = 0;
-        bool there = k < columns;
+    auto put = [&](int base, const uint4& v) {
+        const int k = base + threadIdx.x * 8;
         u32 mask = 0;
         u64 codes = 0;
-        const u16* from = x + at16(token, k, columns);
-        if (there) {
-            for (int i = 0; i < 8; i++) {
-                float a = half_to_float(from[i]);
-                bool outlier = threshold > 0.0f && fabsf(a) >= threshold;
-                int code = outlier ? 0 : __float2int_rn(__fmul_rn(a, scale));
-                codes |= (u64)(u8)(signed char)code << (8 * i);
-                mask |= outlier ? 1u << i : 0u;
-            }
-            *(u64*)(to + at8(token, k, columns)) = codes;
-            mine = __popc(mask);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float a = half_to_float(number(v, i));
+            bool outlier = threshold > 0.0f && fabsf(a) >= threshold;
+            int code = outlier ? 0 : __float2int_rn(__fmul_rn(a, scale));
+            codes |= (u64)(u8)(signed char)code << (8 * i);
+            mask |= outlier ? 1u << i : 0u;
         }
-        if (!__syncthreads_or(mine)) continue;
+        if (k < columns) *(u64*)(to + at8(token, k, columns)) = codes;
+        const int mine = __popc(mask);
+        if (!__syncthreads_or(mine)) return;
         int before = mine; // inclusive sum over the warp
         for (int d = 1; d < 32; d <<= 1) {
             int v = __shfl_up_sync(FULL, before, d);
@@ -93,13 +106,19 @@ extern "C" __global__ void __launch_bounds__(256)
         if (lane == 31) count_of[warp] = before;
         __syncthreads();
         int at = written + before - mine;
-        for (int i = 0; i < warp; i++) at += count_of[i];
         for (int i = 0; i < 8; i++) {
+            if (i < warp) at += count_of[i];
             written += count_of[i];
-            if (mask >> i & 1) outliers[(i64)token * columns + at++] = (u32)(k + i) << 16 | from[i];
         }
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (mask >> i & 1) outliers[(i64)token * columns + at++] = (u32)(k + i) << 16 | number(v, i);
         __syncthreads();
-    }
+    };
+#pragma unroll
+    for (int n = 0; n < HELD; n++)
+        if (n * 2048 < columns) put(n * 2048, held[n]);
+    for (int base = HELD * 2048; base < columns; base += 2048) put(base, load(base));
     if (threadIdx.x == 0) token_absmax[token] = largest, outlier_count[token] = written;
 }
 

@@ -1,0 +1,124 @@
+// One chunk of the cache for up to 16 rows of queries, and how chunks are merged:
+// what every kernel of attention shares, so that their bits agree.
+
+#define CHUNK 64
+
+// A row of queries over one chunk. Rows of a thread: g and g + 8.
+template <int HD> struct Partial {
+    float m[2], l[2];
+    float o[HD / 8][4];
+};
+
+DEV void load_matrices(u32 r[4], u32 from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+DEV void load_transposed(u32 r[4], u32 from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+// Row of a chunk in shared memory, 16 bytes at a time, spread over the banks.
+template <int HD> DEV int swizzled(int row, int part) { return row * (HD / 8) + (part ^ (row & 7)); }
+
+// What a chunk's positions weigh for 16 rows of queries, as A fragments of
+// their product with the values, with maximum and sum of rows g and g + 8.
+// query(k): fragments of 16 columns. limit: last position each row sees.
+template <int HD, class Q>
+DEV void weigh(u32 (&p)[4][4], float (&m)[2], float (&l)[2], Q query, const uint4* keys, int first, const int limit[2], float scale) {
+    const int lane = threadIdx.x & 31, t = lane & 3;
+    float s[8][4];
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
+#pragma unroll
+    for (int kk = 0; kk < HD / 32; kk++) {
+        // Rows 8 apart lie in the same banks: a constant apart.
+        const u32 from = (u32)__cvta_generic_to_shared(keys + swizzled<HD>(lane & 7, kk * 4 + (lane >> 3)));
+        u32 q0[4], q1[4];
+        query(2 * kk, q0);
+        query(2 * kk + 1, q1);
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            u32 b[4];
+            load_matrices(b, from + n * 8 * HD * 2);
+            mma16<false>(s[n], q0, b[0], b[1]);
+            mma16<false>(s[n], q1, b[2], b[3]);
+        }
+    }
+    const float none = __int_as_float(0xff800000);
+    m[0] = m[1] = none;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int position = first + n * 8 + 2 * t + (i & 1);
+            s[n][i] = position <= limit[i >> 1] ? __fmul_rn(s[n][i], scale) : none;
+            m[i >> 1] = fmaxf(m[i >> 1], s[n][i]);
+        }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        m[h] = fmaxf(m[h], __shfl_xor_sync(FULL, m[h], 1));
+        m[h] = fmaxf(m[h], __shfl_xor_sync(FULL, m[h], 2));
+        l[h] = 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float largest = m[i >> 1];
+            s[n][i] = largest == none ? 0.0f : exp_of(__fsub_rn(s[n][i], largest));
+            l[i >> 1] = __fadd_rn(l[i >> 1], s[n][i]);
+        }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        l[h] = __fadd_rn(l[h], __shfl_xor_sync(FULL, l[h], 1));
+        l[h] = __fadd_rn(l[h], __shfl_xor_sync(FULL, l[h], 2));
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) { // 16 positions
+        p[k][0] = pack2<false>(s[2 * k][0], s[2 * k][1]), p[k][1] = pack2<false>(s[2 * k][2], s[2 * k][3]);
+        p[k][2] = pack2<false>(s[2 * k + 1][0], s[2 * k + 1][1]), p[k][3] = pack2<false>(s[2 * k + 1][2], s[2 * k + 1][3]);
+    }
+}
+// The weighted sum of columns 16 n to 16 n + 15 of the values.
+template <int HD> DEV void weighted(float (&low)[4], float (&high)[4], const u32 (&p)[4][4], const uint4* values, int n) {
+    const int lane = threadIdx.x & 31;
+    const u32 from = (u32)__cvta_generic_to_shared(values + swizzled<HD>(lane & 15, n * 2 + (lane >> 4)));
+    for (int i = 0; i < 4; i++) low[i] = high[i] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        u32 b[4];
+        load_transposed(b, from + k * 16 * HD * 2);
+        mma16<false>(low, p[k], b[0], b[1]);
+        mma16<false>(high, p[k], b[2], b[3]);
+    }
+}
+
+// q: fragments of 16 rows.
+template <int HD>
+DEV void attend(Partial<HD>& out, const u32 q[HD / 16][4], const uint4* keys, const uint4* values, int first,
+                const int limit[2], float scale) {
+    u32 p[4][4];
+    auto query = [&](int k, u32 (&a)[4]) {
+        for (int i = 0; i < 4; i++) a[i] = q[k][i];
+    };
+    weigh<HD>(p, out.m, out.l, query, keys, first, limit, scale);
+#pragma unroll
+    for (int n = 0; n < HD / 16; n++) weighted<HD>(out.o[2 * n], out.o[2 * n + 1], p, values, n);
+}
+
+// Weights of what is there and of a new chunk with maximum `m_new`.
+struct Weights {
+    float m, old, fresh;
+};
+DEV Weights weights_of(float m, float m_new) {
+    const float none = __int_as_float(0xff800000);
+    Weights w;
+    w.m = fmaxf(m, m_new);
+    w.old = m == none ? 0.0f : exp_of(__fsub_rn(m, w.m));
+    w.fresh = m_new == none ? 0.0f : exp_of(__fsub_rn(m_new, w.m));
+    return w;
+}
+DEV float merged(float old, float fresh, const Weights& w) {
+    return __fadd_rn(__fmul_rn(old, w.old), __fmul_rn(fresh, w.fresh));
+}
