@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llama_quant::coqa::{Scoring, Turns};
-use llama_quant::engine::{Device, check_baseline};
+use llama_quant::engine::{Devices, check_baseline};
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment};
 use llama_quant::measure::bench::Benched;
 use llama_quant::measure::environment::today;
@@ -108,9 +108,10 @@ pub struct CompareArguments {
     /// Folder for the records [default: reports/records/<date>-<device>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What runs the model: auto, cpu or cuda:N
+    /// What runs the model: auto, cpu or cuda:N, or several GPUs, each with a copy
+    /// of it and a part of the stories, as cuda:0,1 or cuda:all
     #[arg(long, default_value = "auto")]
-    device: Device,
+    device: Devices,
 }
 
 #[derive(Args)]
@@ -149,9 +150,10 @@ pub struct BenchArguments {
     /// Folder for the records [default: reports/records/<date>-<device>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What runs the model: auto, cpu or cuda:N
+    /// What runs the model: auto, cpu or cuda:N, or several GPUs as cuda:0,1 or
+    /// cuda:all: documents are read by all, the rest is measured on the first
     #[arg(long, default_value = "auto")]
-    device: Device,
+    device: Devices,
 }
 
 #[derive(Args)]
@@ -222,11 +224,11 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     let given_up = named(&arguments.given_up)?;
     let options = arguments.options()?;
     check_baseline(&options.model.path)?;
-    let mut shared = Shared::open(options.clone())?;
+    let shared = Shared::open(options.clone())?;
     let wanted = without(&experiments, &given_up);
     let mut ran = run_each(&wanted, &given_up, |experiment| {
         let progress = progress_bar(experiment.name);
-        let outcome = evaluate(experiment, &mut shared, &progress);
+        let outcome = evaluate(experiment, &shared, &progress);
         progress.finish_and_clear();
         outcome
     })?;
@@ -257,9 +259,9 @@ impl CompareArguments {
             limit: self.limit,
             bos: !self.no_bos,
             first_line: !self.reference_stop,
-            device: self.device,
+            devices: self.device.clone(),
             speed: !self.no_speed,
-            out: folder(self.out.as_ref(), self.device),
+            out: folder(self.out.as_ref(), &self.device),
         })
     }
 
@@ -319,8 +321,14 @@ fn without(experiments: &[Experiment], given_up: &[Experiment]) -> Vec<Experimen
 }
 
 /// Where records go if nobody says so: a folder for each day and engine.
-fn folder(wanted: Option<&PathBuf>, device: Device) -> PathBuf {
-    let default = || PathBuf::from(format!("reports/records/{}-{}", today(), device.engine()));
+fn folder(wanted: Option<&PathBuf>, devices: &Devices) -> PathBuf {
+    let default = || {
+        PathBuf::from(format!(
+            "reports/records/{}-{}",
+            today(),
+            devices.first().engine()
+        ))
+    };
     wanted.cloned().unwrap_or_else(default)
 }
 
@@ -406,16 +414,15 @@ pub fn report(arguments: &ReportArguments) -> Result<()> {
 /// Measures the speed of a model in every format, writes a record for each and
 /// prints what they say.
 pub fn bench(arguments: &BenchArguments) -> Result<()> {
-    let device = arguments.device;
     let kind = match arguments.weights {
         Weights::Checkpoint => Kind::Model,
         Weights::Random { .. } => Kind::Config,
     };
     let model = model(kind, arguments.model.as_deref())?;
-    let benched = Benched::open(device, &model, arguments.weights)?;
-    let mut plan = Plan::long(device);
+    let benched = Benched::open(arguments.device.clone(), &model, arguments.weights)?;
+    let mut plan = Plan::long(arguments.device.first());
     plan.energy_seconds = arguments.energy.unwrap_or(plan.energy_seconds);
-    let out = folder(arguments.out.as_ref(), device);
+    let out = folder(arguments.out.as_ref(), &arguments.device);
     let experiments: Vec<Experiment> = match &arguments.experiment[..] {
         // The control would be the baseline's format once more.
         [] => EXPERIMENTS

@@ -153,12 +153,12 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
     header.push("% of copy".to_owned());
     let decodes = first.decode.iter();
     header.extend(decodes.map(|d| format!("b={}, tokens/s", d.sequences)));
-    header.extend(
-        first
-            .documents
-            .iter()
-            .map(|d| format!("{} prompts, s", d.count)),
-    );
+    let devices = match benches[0].head.setup.devices {
+        1 => String::new(),
+        count => format!(" on {count} devices"),
+    };
+    let documents = first.documents.iter();
+    header.extend(documents.map(|d| format!("{} prompts{devices}, s", d.count)));
     if !first.energy.is_empty() {
         header.push("J/token b=1".to_owned());
     }

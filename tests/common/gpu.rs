@@ -29,6 +29,23 @@ pub fn ordinal() -> usize {
         .unwrap_or(0)
 }
 
+/// The card of [`card`] and another one of the same machine.
+///
+/// # Panics
+/// Where there is one GPU; the message names the filter.
+pub fn two_cards() -> (Locked, Card) {
+    let first = card();
+    let other = usize::from(first.ordinal == 0);
+    let count = Card::count();
+    assert!(
+        count > 1,
+        "this test needs two NVIDIA GPUs, and there is {count}; leave these tests out with \
+         `-- --ignored --skip two_gpus`"
+    );
+    let other = Card::open(other).unwrap_or_else(|e| panic!("the other GPU: {e}"));
+    (first, other)
+}
+
 /// Waits for the lock and opens `LLAMA_QUANT_DEVICE`, `cuda:0` by default.
 /// Fails where there is no GPU: a test that needs one never passes without.
 pub fn card() -> Locked {

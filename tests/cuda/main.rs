@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/experiments.rs"]
+mod experiments;
 #[path = "../common/gpu.rs"]
 mod gpu;
 #[path = "../common/machine_code.rs"]
@@ -16,4 +18,5 @@ mod forward;
 mod invariance;
 mod products;
 mod timeline;
+mod two;
 mod weights;

@@ -79,6 +79,9 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 // SAFETY: the memory belongs to the value and has no thread of its own.
 unsafe impl<T: Plain + Send> Send for Pinned<T> {}
+// SAFETY: a graph may be used from any thread that has bound the context, one
+// at a time, and every use binds it.
+unsafe impl Send for Graph {}
 
 /// Launches that were captured and are repeated as one.
 pub struct Graph {
@@ -231,12 +234,13 @@ impl Card {
         })
     }
 
-    /// Whether a driver and at least one GPU are there; no context is made.
-    pub fn any() -> bool {
+    /// How many GPUs there are, none without a driver; no context is made.
+    pub fn count() -> usize {
         // SAFETY: looks for the library by name and does nothing else.
-        (unsafe { sys::is_culib_present() })
-            && result::init().is_ok()
-            && CudaContext::device_count().is_ok_and(|n| n > 0)
+        if !unsafe { sys::is_culib_present() } || result::init().is_err() {
+            return 0;
+        }
+        CudaContext::device_count().map_or(0, |n| n as usize)
     }
 
     /// The name under which other libraries know the card.
@@ -678,6 +682,13 @@ impl Graph {
         self.graph.launch().map_err(self.card.failed(doing))?;
         self.card.launched.graph(&self.kernels);
         Ok(())
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // The handles are destroyed next, on whatever thread this is.
+        let _ = self.card.bind();
     }
 }
 
