@@ -140,6 +140,10 @@ pub struct BenchArguments {
     /// Seconds that the energy of each batch is measured for; 0 for none
     #[arg(long, value_name = "SECONDS")]
     energy: Option<f64>,
+    /// Tokens that each sequence holds before it decodes; batches for which that
+    /// leaves no room are left out [default: 128]
+    #[arg(long, value_name = "TOKENS")]
+    cached: Option<usize>,
     /// Experiments to measure [default: all but the control]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     experiment: Vec<String>,
@@ -422,6 +426,10 @@ pub fn bench(arguments: &BenchArguments) -> Result<()> {
     let benched = Benched::open(arguments.device.clone(), &model, arguments.weights)?;
     let mut plan = Plan::long(arguments.device.first());
     plan.energy_seconds = arguments.energy.unwrap_or(plan.energy_seconds);
+    if let Some(tokens) = arguments.cached {
+        plan.cached_tokens = tokens;
+        benched.check_cached(&plan)?;
+    }
     let out = folder(arguments.out.as_ref(), &arguments.device);
     let experiments: Vec<Experiment> = match &arguments.experiment[..] {
         // The control would be the baseline's format once more.
@@ -469,6 +477,7 @@ impl BenchArguments {
             model,
             weights,
             energy,
+            cached,
             experiment: _,
             given_up: _,
             out: _,
@@ -478,6 +487,7 @@ impl BenchArguments {
             .with_located("--model", model.as_deref(), located)
             .with("--weights", weights.to_string())
             .with_some("--energy", energy.map(|seconds| seconds.to_string()))
+            .with_some("--cached", cached.map(|tokens| tokens.to_string()))
             .with_each("--experiment", &ran.left)
             .with_each("--given-up", &ran.failed)
             .with("--out", out)
@@ -621,7 +631,8 @@ mod tests {
 
     #[test]
     fn a_new_process_goes_on_with_the_same_bench_at_the_same_revision() {
-        let given = "bench --model org/name --weights random:3 --energy 0.25 --device cuda:0";
+        let given = "bench --model org/name --weights random:3 --energy 0.25 --cached 8192 \
+                     --device cuda:0,1";
         let Command::Bench(arguments) = parsed(words(given)) else {
             panic!("{given}")
         };

@@ -119,6 +119,18 @@ fn a_finished_experiment_is_not_run_again() {
 }
 
 #[test]
+fn a_bench_finds_as_many_tokens_in_the_cache_as_it_is_told() {
+    let dir = tempdir().expect("a folder");
+    let arguments = ["bench", "--cached", "300", "--energy", "0", "--experiment"];
+    let output = run(dir.path(), &[&arguments[..], &[BASELINE]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let bench = Bench::open(&files(dir.path(), "json")[0]).expect("a bench");
+    assert_eq!(bench.head.setup.plan.cached_tokens, 300);
+    let cached = bench.speed.decode.iter().map(|d| d.cached_tokens);
+    assert_eq!(cached.collect::<Vec<_>>(), [300; 3]);
+}
+
+#[test]
 fn other_options_make_another_record_beside_the_first() {
     let dir = tempdir().expect("a folder");
     for options in [
@@ -143,6 +155,8 @@ fn other_options_make_another_record_beside_the_first() {
 #[case::bench(&["bench", "--experiment", "nf5"], &["nf5", "fp16_baseline"])]
 #[case::bench_device(&["bench", "--device", "cuda:99"], &["device cuda:99", "--device cpu"])]
 #[case::no_device(&["compare", "--device", "gpu"], &["--device", "auto, cpu or cuda:N", "gpu"])]
+#[case::device_twice(&["compare", "--device", "cuda:1,1"], &["--device", "cuda:1 twice"])]
+#[case::cached(&["bench", "--cached", "2041"], &["--cached", "1 to 2040 tokens", "2041"])]
 #[case::size(&["size", "--model", "nowhere"], &["nowhere/config.json"])]
 #[case::packed(
     &["compare", "--model", concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/golden/bnb-checkpoints/fp4")],

@@ -121,6 +121,23 @@ impl Benched {
         })
     }
 
+    /// Refuses a cache that the model was not made for.
+    ///
+    /// # Errors
+    /// If the cached tokens of `plan` are none, or too many with its steps.
+    pub fn check_cached(&self, plan: &Plan) -> Result<()> {
+        let most = self.config.max_positions.saturating_sub(plan.steps);
+        if (1..=most).contains(&plan.cached_tokens) {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "--cached",
+            format!("1 to {most} tokens, the model's positions less the steps that follow"),
+            plan.cached_tokens.to_string(),
+            "name fewer, or a model with more positions",
+        ))
+    }
+
     /// Loads the model in the format of `experiment` and measures its speed as
     /// far as `plan` fits into what the model was made for: that of the first
     /// device, and of all together where they read documents.
@@ -146,6 +163,15 @@ impl Benched {
             opened.iter_mut().map(|o| o.decoder.as_mut()).collect();
         let (slots, context) = (decoders[0].slots(), decoders[0].context());
         // A full card holds fewer sequences than it was asked to.
+        let left_out = plan.batches.iter().filter(|&&batch| batch > slots);
+        let left_out: Vec<String> = left_out.map(usize::to_string).collect();
+        if !left_out.is_empty() {
+            tracing::warn!(
+                "{}: not measured with {} sequences: there is room for {slots} of {context} tokens",
+                experiment.name,
+                left_out.join(" and ")
+            );
+        }
         let plan = plan.within(slots, context);
         let speed = speed(&mut decoders, device, &plan)?;
         let setup = BenchSetup {

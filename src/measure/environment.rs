@@ -8,10 +8,14 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::engine::Devices;
 use crate::error::{Error, Result};
-use crate::record::Environment;
+use crate::record::{Environment, Gpu};
 use crate::source::sha256;
 
-/// The machine with `devices`, the first of which stands for all, and the sources, as they are now.
+/// The machine with `devices`, the first of which stands for all, and the
+/// sources, as they are now.
+///
+/// # Errors
+/// If the devices are of two kinds, which would not give the same bits.
 pub fn environment(devices: &Devices) -> Result<Environment> {
     let wanted = RefreshKind::nothing()
         .with_memory(MemoryRefreshKind::everything())
@@ -21,9 +25,22 @@ pub fn environment(devices: &Devices) -> Result<Environment> {
         .cpus()
         .first()
         .map(|cpu| cpu.brand().trim().to_owned());
+    let gpu = devices.first().gpu()?;
+    for &other in &devices.all()[1..] {
+        let other = other.gpu()?;
+        let kind = |gpu: &Option<Gpu>| gpu.as_ref().map_or("cpu".to_owned(), |g| g.name.clone());
+        if kind(&other) != kind(&gpu) {
+            return Err(Error::usage(
+                "--device",
+                "GPUs of one kind, which give the same bits",
+                format!("{} and {}", kind(&gpu), kind(&other)),
+                "name those of one kind",
+            ));
+        }
+    }
     Ok(Environment {
         device: devices.to_string(),
-        gpu: devices.first().gpu()?,
+        gpu,
         cpu: cpu
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "unknown".to_owned()),
