@@ -23,10 +23,10 @@ const MOST_CHUNKS: usize = 32;
 const WARPS: usize = 8;
 const PAD: usize = 20;
 const SLOT: usize = 8192;
-const SCALES: usize = 1024;
-const MOST_SLOTS: usize = 24;
+const SCALES: usize = 2048;
+const MOST_SLOTS: usize = 20;
 const TABLE_AT: usize = 2048;
-const TABLE_BYTES: usize = 256 * 128;
+const TABLE_BYTES: usize = 256 * 256;
 const CHUNK: usize = 64;
 const PHASE_BYTES: usize = 256;
 
@@ -38,8 +38,9 @@ const HERE_BYTES: usize = 56;
 const FEWEST_SLOTS: usize = WARPS;
 /// Bytes of sums of a round, if one tile does not need more.
 const SUMS_BYTES: usize = 8 << 10;
-/// Bytes of the cache in shared memory at a time.
-const CACHE_BYTES: usize = 64 << 10;
+/// Bytes of keys and values in shared memory at a time, if two chunks do not
+/// need more.
+const CACHE_BYTES: usize = 48 << 10;
 
 /// Mirrors the kernel's `Phase`.
 #[repr(C)]
@@ -302,7 +303,7 @@ impl Persistent {
         self.card.launch_together(
             &self.kernel,
             self.card.multiprocessors as u32,
-            32 * (WARPS as u32 + 1),
+            32 * (WARPS as u32 + 2),
             layout.bytes as u32,
             Arguments::new().with(step),
         )
@@ -322,7 +323,7 @@ fn layout(card: &Card, kernels: &Kernels, model: &Model, tokens: usize) -> Optio
     let tile_bytes = widest / SEGMENT * tokens * PAD * 4;
     let sums_bytes = tile_bytes.max(SUMS_BYTES);
     let chunk_bytes = 2 * CHUNK * config.head_dim * 2;
-    let room_bytes = (act_bytes + 2 * sums_bytes).max(CACHE_BYTES);
+    let room_bytes = (act_bytes + 2 * sums_bytes).max(CACHE_BYTES).max(2 * chunk_bytes);
     let together = (room_bytes / chunk_bytes).min(WARPS);
     let tiles = config.hidden.div_ceil(TILE_ROWS);
     let own_bytes = tiles.div_ceil(card.multiprocessors) * tokens * TILE_ROWS * 4;

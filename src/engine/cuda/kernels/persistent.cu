@@ -15,12 +15,12 @@
 // Sums run in the order that common.cuh states.
 #if __CUDA_ARCH__ >= 900
 
-#define WARPS 8 // that multiply; one more loads
+#define WARPS 8 // that multiply; one more loads, and one decodes absmax values
 #define CONSUMERS (32 * WARPS)
 #define PAD 20       // floats a token takes in sums: 16 rows, spread over the banks
 #define SLOT 8192    // bytes of weights of a slot of the ring
-#define SCALES 1024  // bytes after them: 4-bit weights' absmax values
-#define MOST_SLOTS 24
+#define SCALES 2048  // bytes after them: 4-bit weights' absmax values
+#define MOST_SLOTS 20
 
 // One product of a layer, or the head.
 struct Phase {
@@ -117,11 +117,28 @@ DEV u32 load_shared1(u32 at) {
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(at));
     return v;
 }
+DEV void load_shared8(u32 at, u32& a, u32& b) { asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "r"(at)); }
+DEV void store_shared(u32 at, u32 a, u32 b) { asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(a), "r"(b) : "memory"); }
 DEV uint4 load_shared16(u32 at) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
     return v;
 }
+// --- pairs of 4-bit values, 256 bytes each, so that one byte permutation makes
+// an address of a packed byte; each lane has its own copy.
+#define STEP_TABLE_BYTES (256 * 256)
+template <bool BF> DEV void fill_table(u32* to, const float* table) {
+    const u32 value = value_bits<BF>(table[threadIdx.x & 15], factor_of<BF>(table));
+    for (int i = threadIdx.x; i < 256 * 32; i += CONSUMERS) {
+        const int byte = i >> 5, lane = i & 31; // the even column is in the low half
+        const u32 low = __shfl_sync(FULL, value, byte & 15), high = __shfl_sync(FULL, value, byte >> 4);
+        if (BF) *(uint2*)(to + byte * 64 + lane * 2) = make_uint2(low, high);
+        else to[byte * 64 + lane] = pair_of(low, high);
+    }
+}
+// lane_part: 4 or 8 times the lane.
+DEV u32 table_at(u32 word, int r, u32 lane_part) { return __byte_perm(word, lane_part, 0x5504 | r << 4); }
+
 // --- mailboxes
 DEV void send(u64* to, u32 bits, u32 tag) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((u64)tag << 32 | bits) : "memory");
@@ -160,6 +177,7 @@ DEV int fragment8(int token, int k, int tokens) {
 __shared__ float scratch[2][16];
 __shared__ float token_absmax[8]; // INT8
 __shared__ int outlier_count[8];
+__shared__ uint4 zero;
 struct Room {
     char* at;
     // 16-bit activations; INT8: [tokens][k] FP16, then codes, then columns of outliers.
@@ -175,9 +193,11 @@ struct Room {
 // 128 threads, or all of them where there is one token and no norm, bring a
 // token's numbers to shared memory: the residual stream normed, or pairs of
 // 16-bit numbers; for int8 they are quantised. `half`: which 128 threads.
-// `norm` holds the thread's first weights; null if there is no norm.
+// `norm` holds as many of the thread's weights as there are registers for; the
+// others are asked for when the sum is there.
+#define HELD 8
 template <bool INT8, bool BF>
-DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, const float (&norm)[16], int columns,
+DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, const float (&norm)[HELD], int columns,
                int token, const Room& room, int half) {
     const int tokens = s.batch, width = tokens == 1 && !weight ? 256 : 128, id = 2 + (width == 128 ? half : 0);
     const int thread = threadIdx.x & (width - 1), warp = thread >> 5, lane = thread & 31, warps = width >> 5;
@@ -206,7 +226,7 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
 #pragma unroll
                     for (int i = 0; i < 16; i++) {
                         if (i >= there) continue;
-                        const float w = base == 0 ? norm[i] : weight[base + thread + i * 128];
+                        const float w = base == 0 && i < HELD ? norm[i < HELD ? i : 0] : weight[base + thread + i * 128];
                         const float v = __fmul_rn(__fmul_rn(__uint_as_float(bits[i]), scale), w);
                         to[((base >> 7) + i) * line] = BF ? pack1<true>(v) : pack1<false>(v);
                     }
@@ -239,55 +259,67 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
     barrier(id, width);
     const u16* mine = room.act() + token * columns;
     float largest = 0.0f;
-    for (int k = thread * 2; k < columns; k += width * 2) {
-        const u32 pair = *(const u32*)(mine + k);
-        for (int i = 0; i < 2; i++) {
-            float a = fabsf(half_to_float((u16)(pair >> 16 * i)));
-            if (s.threshold == 0.0f || a < s.threshold) largest = fmaxf(largest, a);
+    bool any = false;
+#pragma unroll 2
+    for (int k = thread * 4; k < columns; k += width * 4) {
+        const uint2 four = *(const uint2*)(mine + k);
+        for (int i = 0; i < 4; i++) {
+            float a = fabsf(half_to_float((u16)((i < 2 ? four.x : four.y) >> 16 * (i & 1))));
+            const bool outlier = s.threshold > 0.0f && a >= s.threshold;
+            any |= outlier;
+            if (!outlier) largest = fmaxf(largest, a);
         }
     }
+    // A negative sign says that there is an outlier.
     for (int d = 16; d; d >>= 1) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, d));
-    if (lane == 0) scratch[8 + warp] = largest;
+    any = __any_sync(FULL, any);
+    if (lane == 0) scratch[8 + warp] = any ? __int_as_float(__float_as_int(largest) | 0x80000000) : largest;
     barrier(id, width);
-    for (int i = 0; i < warps; i++) largest = fmaxf(largest, scratch[8 + i]);
+    any = false;
+    for (int i = 0; i < warps; i++) {
+        const int one = __float_as_int(scratch[8 + i]);
+        any |= one < 0;
+        largest = fmaxf(largest, __int_as_float(one & 0x7fffffff));
+    }
     const float scale = largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f;
-    int written = 0; // by all threads
-    u16* outliers = room.outliers(s) + token * columns;
-#pragma unroll 1
-    for (int base = 0; base < columns; base += width * 4) {
-        const int k = base + thread * 4;
-        u32 word = 0, mask = 0;
-        if (k < columns) {
-            const uint2 four = *(const uint2*)(mine + k);
-            for (int i = 0; i < 4; i++) {
-                float a = half_to_float((u16)((i < 2 ? four.x : four.y) >> 16 * (i & 1)));
-                bool outlier = s.threshold > 0.0f && fabsf(a) >= s.threshold;
-                int code = outlier ? 0 : __float2int_rn(__fmul_rn(a, scale));
-                word |= (u32)(u8)(signed char)code << (8 * i);
-                mask |= outlier ? 1u << i : 0u;
-            }
-            *(u32*)(room.codes(s) + fragment8(token, k, tokens)) = word;
+    u8* codes = room.codes(s) + fragment8(token, thread * 4, tokens);
+#pragma unroll 2
+    for (int k = thread * 4; k < columns; k += width * 4, codes += width / 16 * 64 * tokens) {
+        const uint2 four = *(const uint2*)(mine + k);
+        u32 word = 0;
+        for (int i = 0; i < 4; i++) {
+            const float a = half_to_float((u16)((i < 2 ? four.x : four.y) >> 16 * (i & 1)));
+            const bool outlier = s.threshold > 0.0f && fabsf(a) >= s.threshold;
+            word |= (outlier ? 0u : (u32)(u8)(signed char)__float2int_rn(__fmul_rn(a, scale))) << (8 * i);
         }
-        if (s.threshold == 0.0f) continue;
-        int count = __popc(mask), before = count;
+        *(u32*)codes = word;
+    }
+    if (any) {
+        // Columns by rising number: a thread looks after some that lie together.
+        const int part = (columns + width - 1) / width, from = thread * part, end = min(columns, from + part);
+        int count = 0;
+        for (int k = from; k < end; k++) count += fabsf(half_to_float(mine[k])) >= s.threshold;
+        int before = count;
         for (int d = 1; d < 32; d <<= 1) {
             int v = __shfl_up_sync(FULL, before, d);
             if (lane >= d) before += v;
         }
-        // Two halves of `scratch` in turns: the round before may still be read.
-        int* counts = (int*)scratch + (base / (width * 4) & 1) * 8;
-        if (base == width * 4) barrier(id, width); // `largest` has been read
-        if (lane == 31) counts[warp] = before;
+        if (lane == 31) ((int*)scratch)[warp] = before; // the sums of the norm have been read
         barrier(id, width);
-        int at = written + before - count;
+        int at = before - count, written = 0;
         for (int i = 0; i < warps; i++) {
-            if (i < warp) at += counts[i];
-            written += counts[i];
+            const int there = ((int*)scratch)[i];
+            if (i < warp) at += there;
+            written += there;
         }
-        for (int i = 0; i < 4; i++)
-            if (mask >> i & 1) outliers[at++] = (u16)(k + i);
+        u16* outliers = room.outliers(s) + token * columns;
+        for (int k = from; k < end; k++)
+            if (fabsf(half_to_float(mine[k])) >= s.threshold) outliers[at++] = (u16)k;
+        if (thread == 0) outlier_count[token] = written;
+    } else if (thread == 0) {
+        outlier_count[token] = 0;
     }
-    if (thread == 0) token_absmax[token] = largest, outlier_count[token] = written;
+    if (thread == 0) token_absmax[token] = largest;
 }
 
 // Where a reader or the writer is in the ring. Different warps read a slot in
@@ -302,6 +334,8 @@ struct Turn {
     u32 empty_parity;
     __device__ __forceinline__ u32 full(u32 barriers) const { return barriers + 8 * (round * MOST_SLOTS + slot); }
     __device__ __forceinline__ u32 empty(u32 barriers) const { return barriers + 8 * (ROUNDS * MOST_SLOTS + slot); }
+    // 4-bit weights: all is there, absmax values not decoded yet.
+    __device__ __forceinline__ u32 raw(u32 barriers) const { return barriers + 8 * ((ROUNDS + 1) * MOST_SLOTS + slot); }
     __device__ __forceinline__ void advance(int by, int slots) {
         slot += by;
         while (slot >= slots) {
@@ -318,7 +352,7 @@ DEV Turn turn_at(int at, int slots, u32 inverse) {
 
 // --- the warp that loads. Fills the ring with the tiles of one phase that are
 // this block's.
-template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 barriers, int slots, Turn& at) {
+template <int K> DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 barriers, int slots, Turn& at) {
     constexpr int UNITS = Unit<K>::COUNT, BYTES = Unit<K>::BYTES;
     const int lane = threadIdx.x & 31;
     const int tiles = (rows + 15) >> 4, segments = columns >> 8, chunks = columns >> 6, each = (segments + UNITS - 1) / UNITS;
@@ -326,14 +360,13 @@ template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int c
         const u8* from = phase.weight + (i64)tile * segments * BYTES;
         for (int j = 0; j < each; j++, from += SLOT) {
             const int units = min(UNITS, segments - j * UNITS);
-            const u32 to = ring + at.slot * stride, done = at.full(barriers);
+            const u32 to = ring + at.slot * stride, done = K == BIT4_WEIGHT ? at.raw(barriers) : at.full(barriers);
             barrier_wait(at.empty(barriers), at.empty_parity ^ 1);
             // A thread left behind by two rounds would take one parity for the other.
             __syncwarp();
             if (lane == 0) {
                 barrier_expect(done, units * BYTES);
                 copy_bulk(to, from, units * BYTES, done);
-                if (COUNTED && K != BIT4_WEIGHT) barrier_arrive(done, 32);
             }
             if (K == BIT4_WEIGHT) {
                 const u32 scales = to + SLOT;
@@ -369,44 +402,67 @@ template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int c
     }
 }
 
-// --- the warps that multiply: a unit of 4-bit weights
+// --- the warp that decodes the absmax values of a phase of 4-bit weights: for
+// each row and each 64 columns of a slot, as they are multiplied with. 8 bytes
+// each, [unit][chunk][row].
 template <bool BF>
-DEV void multiply4(u32 from, int u, u32 map_at, bool plain, float inverse, const uint4* b_at, int line, bool real_token, float (&acc)[4]) {
-    // Lane t decodes the absmax values of chunk t, rows g and g + 8.
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const u32 mine = from + u * Unit<BIT4_WEIGHT>::BYTES + lane * 16, scales = from + SLOT;
-    u32 bits[2];
+DEV void decode(int slots_here, u32 ring, int stride, u32 barriers, u32 map_at, bool plain, float inverse, int slots, Turn& at) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll 1
+    for (int i = 0; i < slots_here; i++, at.advance(1, slots)) {
+        const u32 scales = ring + at.slot * stride + SLOT;
+        barrier_wait(at.raw(barriers), at.empty_parity);
+        __syncwarp();
+        u32 bits[8];
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int row = g + 8 * h;
-        float scale;
-        if (plain) {
-            scale = __uint_as_float(load_shared(scales + (row * 16 + u * 4 + t) * 4));
-        } else {
-            const u32 code = load_shared1(scales + row * 16 + u * 4 + t);
-            const float nested = __uint_as_float(load_shared(scales + 256 + (row * 4 + u) * 4));
-            const float offset = __uint_as_float(load_shared(scales + 512 + row * 4));
-            scale = __fadd_rn(__fmul_rn(__uint_as_float(load_shared(map_at + code * 4)), nested), offset);
+        for (int n = 0; n < 8; n++) { // of row and blocks: 16 of them each
+            const int row = lane & 15, block = n * 2 + (lane >> 4);
+            float scale;
+            if (plain) {
+                scale = __uint_as_float(load_shared(scales + (row * 16 + block) * 4));
+            } else {
+                const u32 code = load_shared1(scales + row * 16 + block);
+                const float nested = __uint_as_float(load_shared(scales + 256 + (row * 4 + (block >> 2)) * 4));
+                const float offset = __uint_as_float(load_shared(scales + 512 + row * 4));
+                scale = __fadd_rn(__fmul_rn(__uint_as_float(load_shared(map_at + code * 4)), nested), offset);
+            }
+            bits[n] = scale_bits<BF>(scale, inverse);
         }
-        bits[h] = scale_bits<BF>(scale, inverse);
+        __syncwarp(); // all have read what is written over
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            const u32 to = scales + ((n * 2 + (lane >> 4)) * 16 + (lane & 15)) * 8;
+            if (BF) store_shared(to, bits[n], 0);
+            else store_shared(to, __byte_perm(bits[n], 0, 0x1010), __byte_perm(bits[n], 0, 0x3232));
+        }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(at.full(barriers), 1);
     }
-    const u32 replica = replica_of<BF>(lane);
+}
+
+// --- the warps that multiply: a unit of 4-bit weights
+DEV void load_scale(Scale<false>& scale, u32 at) { load_shared8(at, scale.high, scale.low); }
+DEV void load_scale(Scale<true>& scale, u32 at) { scale.absmax = __uint_as_float(load_shared(at)); }
+template <bool BF>
+DEV void multiply4(u32 from, int u, const uint4* b_at, int line, float (&acc)[4]) {
+    const int lane = threadIdx.x & 31;
+    const u32 mine = from + u * Unit<BIT4_WEIGHT>::BYTES + lane * 16, scales = from + SLOT + u * 512 + (lane >> 2) * 8;
+    const u32 lane_part = lane * (BF ? 8 : 4);
 #pragma unroll
     for (int c = 0; c < 4; c++) {
         Scale<BF> s[2];
 #pragma unroll
-        for (int h = 0; h < 2; h++) take_scale(s[h], __shfl_sync(FULL, bits[h], (lane & 28) | c));
+        for (int h = 0; h < 2; h++) load_scale(s[h], scales + c * 128 + h * 64);
         const uint4 v = load_shared16(mine + c * 512);
         const u32 word[4] = {v.x, v.y, v.z, v.w};
         u32 a[4][4];
 #pragma unroll
         for (int j = 0; j < 4; j++)
 #pragma unroll
-            for (int r = 0; r < 4; r++) a[j][r] = weights_of(byte_times_128(word[j], r) | replica, s[r & 1]);
+            for (int r = 0; r < 4; r++) a[j][r] = weights_of(table_at(word[j], r, lane_part), s[r & 1]);
 #pragma unroll
-        for (int p = 0; p < 2; p++, b_at += line) {
-            uint4 b = make_uint4(0, 0, 0, 0);
-            if (real_token) b = *b_at;
+        for (int p = 0; p < 2; p++) {
+            const uint4 b = b_at[(c * 2 + p) * line];
             mma16<BF>(acc, a[2 * p], b.x, b.y);
             mma16<BF>(acc, a[2 * p + 1], b.z, b.w);
         }
@@ -415,7 +471,7 @@ DEV void multiply4(u32 from, int u, u32 map_at, bool plain, float inverse, const
 // Two units of whole numbers side by side, since each mma waits for the one
 // before it.
 template <int K, bool BF>
-DEV void multiply(u32 from, u32 from2, const uint4* b_at, const uint4* b_at2, int line, bool real_token, u32 (&sums)[2][4]) {
+DEV void multiply(u32 from, u32 from2, const uint4* b_at, const uint4* b_at2, int line, u32 (&sums)[2][4]) {
     const u32 lane = (threadIdx.x & 31) * 16;
     constexpr int PAIRS = K == F16_WEIGHT ? 8 : 4;
     float acc[2][4];
@@ -427,8 +483,7 @@ DEV void multiply(u32 from, u32 from2, const uint4* b_at, const uint4* b_at2, in
     for (int p = 0; p < PAIRS; p++) {
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            uint4 b = make_uint4(0, 0, 0, 0);
-            if (real_token) b = (n ? b_at2 : b_at)[p * line];
+            const uint4 b = (n ? b_at2 : b_at)[p * line];
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const uint4 v = load_shared16((n ? from2 : from) + lane + (2 * p + j) * 512);
@@ -465,17 +520,17 @@ struct Mine {
 // the thread's token so far, for HEAD.
 template <int K, bool BF>
 DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here, const Mine& mine, u32 ring, int stride, u32 barriers,
-                 u32 map_at, const Room& room, u64 best) {
+                 const Room& room, u64 best) {
     constexpr int UNITS = Unit<K>::COUNT, GROUP = WARPS / UNITS; // slots that all warps together take at a time
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, tokens = s.batch;
     const int segments = here.segments, each = here.each, u = warp % UNITS;
     int in_tile = warp / UNITS, tile = 0;
     while (in_tile >= each) in_tile -= each, tile++;
     Turn turn = turn_at(here.at + warp / UNITS, s.ring_slots, s.ring_inverse);
+    // Tokens that only fill up the 8 of an mma are zeros.
     const bool real_token = g < tokens;
-    const int line = tokens * 4;
-    const uint4* b_from = (const uint4*)(K == INT8_WEIGHT ? (const void*)room.codes(s) : (const void*)room.act()) + g * 4 + t;
-    const float inverse = K == BIT4_WEIGHT ? __fdiv_rn(1.0f, factor_of<BF>(s.table)) : 1.0f;
+    const int line = real_token ? tokens * 4 : 0;
+    const uint4* b_from = real_token ? (const uint4*)(K == INT8_WEIGHT ? (const void*)room.codes(s) : (const void*)room.act()) + g * 4 + t : &zero;
 
 #pragma unroll 1
     for (int first = 0, round = 0; first < here.mine; first += here.together, round ^= 1) {
@@ -514,7 +569,7 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here
             if (K == BIT4_WEIGHT) {
                 if (segment < segments) {
                     float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-                    multiply4<BF>(ring + turn.slot * stride, u, map_at, s.plain, inverse, b_from + segment * 8 * line, line, real_token, acc);
+                    multiply4<BF>(ring + turn.slot * stride, u, b_from + segment * 8 * line, line, acc);
 #pragma unroll
                     for (int i = 0; i < 4; i++) v[0][i] = __float_as_uint(acc[i]);
                     keep(tile, segment, v[0]);
@@ -529,7 +584,7 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here
                 const u32 from = ring + turn.slot * stride + u * Unit<K>::BYTES;
                 const bool second = two && next_segment < segments;
                 multiply<K, BF>(from, second ? ring + next.slot * stride + u * Unit<K>::BYTES : from, b_from + min(segment, segments - 1) * B * line,
-                                b_from + (second ? next_segment : 0) * B * line, line, real_token, v);
+                                b_from + (second ? next_segment : 0) * B * line, line, v);
                 if (segment < segments) keep(tile, segment, v[0]);
                 if (second) keep(next_tile, next_segment, v[1]);
                 __syncwarp();
@@ -722,11 +777,11 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
 
 template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     extern __shared__ uint4 shared[];
-    __shared__ u64 all_barriers[ROUNDS + 1][MOST_SLOTS]; // a slot is full, it is empty
+    __shared__ u64 all_barriers[ROUNDS + 2][MOST_SLOTS]; // a slot is full, it is empty, it is to be decoded
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tokens = s.batch;
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
-    const u32 map_at = TABLE_AT + TABLE_BYTES;
+    const u32 map_at = TABLE_AT + STEP_TABLE_BYTES;
     const u32 ring = KIND == BIT4_WEIGHT ? map_at + 1024 : (bottom + 127) & ~127u;
     constexpr int STRIDE = SLOT + (KIND == BIT4_WEIGHT ? SCALES : 0);
     const u32 barriers = (u32)__cvta_generic_to_shared(all_barriers);
@@ -738,11 +793,18 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     Here* phases = (Here*)(staged + PHASE_WORDS); // all of them
     float(*so_far)[HD + 2] = (float(*)[HD + 2])(phases + 4 * s.layers + 1);
 
-    constexpr bool COUNTED = KIND == BIT4_WEIGHT; // every lane of the warp that loads arrives
     if (threadIdx.x == 0) {
-        for (int i = 0; i < (ROUNDS + 1) * MOST_SLOTS; i++) barrier_init(barriers + 8 * i, i >= ROUNDS * MOST_SLOTS ? 4 : COUNTED ? 33 : 1);
+        zero = make_uint4(0, 0, 0, 0);
+        for (int i = 0; i < (ROUNDS + 2) * MOST_SLOTS; i++)
+            // Whoever loads a slot to be decoded, arrives with all threads of its warp.
+            barrier_init(barriers + 8 * i, i < ROUNDS * MOST_SLOTS ? 1 : i < (ROUNDS + 1) * MOST_SLOTS ? 4 : 33);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async;" ::: "memory");
+    }
+    if (KIND == BIT4_WEIGHT && warp < WARPS) {
+        float* maps = (float*)((char*)shared + (map_at - bottom));
+        fill_table<BF>((u32*)((char*)shared + (TABLE_AT - bottom)), s.table);
+        for (int i = threadIdx.x; i < 256; i += CONSUMERS) maps[i] = s.map[i];
     }
     __syncthreads();
     const int last = 4 * s.layers;
@@ -762,17 +824,24 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
             const Phase& phase = *(const Phase*)staged;
             int rows, columns;
             shape(p == last ? HEAD : p & 3, rows, columns);
-            if (p == last) fill<F16_WEIGHT, COUNTED>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
-            else fill<KIND, COUNTED>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
+            if (p == last) fill<F16_WEIGHT>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
+            else fill<KIND>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
+        }
+        return;
+    }
+    if (warp > WARPS) {
+        if (KIND != BIT4_WEIGHT) return;
+        Turn at = {0, 0, 0, 0};
+        const float inverse = __fdiv_rn(1.0f, factor_of<BF>(s.table));
+        for (int p = 0; p < last; p++) {
+            int rows, columns;
+            shape(p & 3, rows, columns);
+            const int mine = ((rows + 15) / 16 - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+            decode<BF>(mine * ((columns / 256 + 3) / 4), ring, STRIDE, barriers, map_at, s.plain, inverse, s.ring_slots, at);
         }
         return;
     }
 
-    if (KIND == BIT4_WEIGHT) {
-        float* maps = (float*)((char*)shared + (map_at - bottom));
-        fill_pairs<BF>((uint4*)((char*)shared + (TABLE_AT - bottom)), s.table, CONSUMERS);
-        for (int i = threadIdx.x; i < 256; i += CONSUMERS) maps[i] = s.map[i];
-    }
     // The tokens' embeddings begin the residual stream, and go to all as such.
     const u32 first_tag = s.counters[0] * (u32)(s.layers + 1) + 2;
     for (int i = threadIdx.x; i < ((s.hidden / 16 - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x) * tokens * 16; i += CONSUMERS) {
@@ -813,9 +882,9 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         const bool normed = which != O && which != DOWN;
         const float* weight = here.norm; // null for o and down
         const int columns = here.columns, half = threadIdx.x >> 7;
-        float norm[16];
+        float norm[HELD];
 #pragma unroll
-        for (int i = 0; i < 16; i++) norm[i] = weight && i * 128 < columns ? weight[(threadIdx.x & 127) + i * 128] : 0.0f;
+        for (int i = 0; i < HELD; i++) norm[i] = weight && i * 128 < columns ? weight[(threadIdx.x & 127) + i * 128] : 0.0f;
         const u64* mail = which == O ? s.attended : which == DOWN ? s.act : which == GATE_UP ? s.after_attention : s.after_layer;
         // What the layer before left has its tag.
         const u32 wanted = which == QKV || which == HEAD ? tag - 1 : tag;
@@ -828,13 +897,13 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         consumers();
         stamp(s, p, 1);
         if (which == HEAD && KIND != F16_WEIGHT)
-            best = products<F16_WEIGHT, false>(s, p, which, tag, here, mine, ring, STRIDE, barriers, map_at, room, best);
+            best = products<F16_WEIGHT, false>(s, p, which, tag, here, mine, ring, STRIDE, barriers, room, best);
         else
-            best = products<KIND, BF>(s, p, which, tag, here, mine, ring, STRIDE, barriers, map_at, room, best);
+            best = products<KIND, BF>(s, p, which, tag, here, mine, ring, STRIDE, barriers, room, best);
         stamp(s, p, 3);
     }
     // The best of each token over the block, then over all blocks. The warp that
-    // loads has done so.
+    // loads has done its work.
     u64* ranks = staged;
     for (int d = 8; d; d >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
     if ((lane & 15) == 0) ranks[threadIdx.x >> 4] = best; // of token (thread / 16) % tokens
@@ -859,7 +928,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
 }
 
 #define PERSISTENT(NAME, KIND, BF, HD)                                                                        \
-    extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1) NAME##_##HD(const __grid_constant__ Step s) { \
+    extern "C" __global__ void __launch_bounds__(CONSUMERS + 64, 1) NAME##_##HD(const __grid_constant__ Step s) { \
         walk<KIND, BF, HD>(s);                                                                                \
     }
 #define BOTH(NAME, KIND, BF) PERSISTENT(NAME, KIND, BF, 64) PERSISTENT(NAME, KIND, BF, 128)
