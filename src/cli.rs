@@ -1,18 +1,21 @@
 //! The sub-commands and their options.
 
+mod run;
+
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llama_quant::coqa::{Scoring, Turns};
-use llama_quant::engine::{Device, check_baseline};
+use llama_quant::engine::{Devices, check_baseline};
 use llama_quant::experiment::{BASELINE, CONTROL, EXPERIMENTS, Experiment};
 use llama_quant::measure::bench::Benched;
 use llama_quant::measure::environment::today;
 use llama_quant::measure::{self, Options, Shared, embedded, evaluate};
 use llama_quant::quant::size::{MIB, model_bytes};
-use llama_quant::record::Plan;
+use llama_quant::record::{Bench, Plan};
 use llama_quant::source::config::Config;
 use llama_quant::source::hub::{self, Hub, Id, Kind, Located, Settings};
 use llama_quant::source::origin::Weights;
@@ -21,6 +24,8 @@ use llama_quant::verdict::stats::Resampling;
 use llama_quant::verdict::stats::interval::SEED;
 use llama_quant::verdict::{report, table};
 use llama_quant::{Error, Result};
+
+use self::run::{Again, Ran, run_each};
 
 /// What quantising a Llama model costs in quality and buys in memory and speed.
 ///
@@ -56,7 +61,7 @@ impl Default for Command {
     }
 }
 
-#[derive(Args)]
+#[derive(Args, Debug, PartialEq)]
 pub struct CompareArguments {
     /// Checkpoint folder with config.json, tokenizer.json and safetensors, or
     /// ORG/NAME[@REVISION] on the hub [default: the tiny Llama of the project]
@@ -74,6 +79,10 @@ pub struct CompareArguments {
     /// Run every experiment
     #[arg(long)]
     all: bool,
+    /// Experiments that are not run and count as failed: with this a process
+    /// that has lost its GPU lets a new one go on
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    given_up: Vec<String>,
     /// Only the first N stories
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -99,9 +108,10 @@ pub struct CompareArguments {
     /// Folder for the records [default: reports/records/<date>-<device>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What runs the model: auto, cpu or cuda:N
+    /// What runs the model: auto, cpu or cuda:N, or several GPUs, each with a copy
+    /// of it and a part of the stories, as cuda:0,1 or cuda:all
     #[arg(long, default_value = "auto")]
-    device: Device,
+    device: Devices,
 }
 
 #[derive(Args)]
@@ -117,7 +127,7 @@ pub struct ReportArguments {
     check: bool,
 }
 
-#[derive(Args)]
+#[derive(Args, Debug, PartialEq)]
 pub struct BenchArguments {
     /// Checkpoint folder, or ORG/NAME[@REVISION] on the hub [default: the tiny
     /// Llama of the project]
@@ -133,12 +143,17 @@ pub struct BenchArguments {
     /// Experiments to measure [default: all but the control]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     experiment: Vec<String>,
+    /// Experiments that are not run and count as failed: with this a process
+    /// that has lost its GPU lets a new one go on
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    given_up: Vec<String>,
     /// Folder for the records [default: reports/records/<date>-<device>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What runs the model: auto, cpu or cuda:N
+    /// What runs the model: auto, cpu or cuda:N, or several GPUs as cuda:0,1 or
+    /// cuda:all: documents are read by all, the rest is measured on the first
     #[arg(long, default_value = "auto")]
-    device: Device,
+    device: Devices,
 }
 
 #[derive(Args)]
@@ -206,40 +221,21 @@ fn stop_after_an_item() {
 pub fn compare(arguments: &CompareArguments) -> Result<()> {
     stop_after_an_item();
     let experiments = experiments(arguments)?;
-    let options = Options {
-        model: model(Kind::Model, arguments.model.as_deref())?,
-        dataset: dataset(arguments.dataset.as_deref())?,
-        turns: arguments.turns,
-        scoring: arguments.scoring,
-        limit: arguments.limit,
-        bos: !arguments.no_bos,
-        first_line: !arguments.reference_stop,
-        device: arguments.device,
-        speed: !arguments.no_speed,
-        out: folder(arguments.out.as_ref(), arguments.device),
-    };
+    let given_up = named(&arguments.given_up)?;
+    let options = arguments.options()?;
     check_baseline(&options.model.path)?;
-    let mut shared = Shared::open(options)?;
-    let mut records = Vec::new();
-    let mut paths = Vec::new();
-    let mut failed: Vec<(&str, Error)> = Vec::new();
-    for experiment in &experiments {
+    let shared = Shared::open(options.clone())?;
+    let wanted = without(&experiments, &given_up);
+    let mut ran = run_each(&wanted, &given_up, |experiment| {
         let progress = progress_bar(experiment.name);
-        let outcome = evaluate(experiment, &mut shared, &progress);
+        let outcome = evaluate(experiment, &shared, &progress);
         progress.finish_and_clear();
-        match outcome {
-            Ok((path, record)) => {
-                records.push(record);
-                paths.push(path);
-            }
-            // What one experiment has no room for another may have.
-            Err(e @ (Error::Device(_) | Error::Engine { .. })) => {
-                eprintln!("{} failed: {e}", experiment.name);
-                failed.push((experiment.name, e));
-            }
-            Err(e) => return Err(e),
-        }
-    }
+        outcome
+    })?;
+    ran.go_on(&options.out, |ran| {
+        arguments.again(&options, &experiments, &ran.failed)
+    })?;
+    let (paths, records): (Vec<_>, Vec<_>) = std::mem::take(&mut ran.done).into_iter().unzip();
     let resampling = Resampling {
         seed: arguments.seed,
         ..Resampling::default()
@@ -250,36 +246,89 @@ pub fn compare(arguments: &CompareArguments) -> Result<()> {
     for path in paths {
         println!("record: {}", path.display());
     }
-    if !failed.is_empty() {
-        eprintln!("{}", how_to_go_on(&failed, arguments.device));
-    }
-    failed.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
+    ran.outcome("the same command goes on with them and keeps the records that are finished")
 }
 
-/// What becomes of the experiments that `failed`.
-fn how_to_go_on(failed: &[(&str, Error)], device: Device) -> String {
-    let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
-    let again = format!(
-        "without a record: {}; the same command goes on with them and keeps the records that are \
-         finished",
-        names.join(", ")
-    );
-    // After an error of a kernel the driver answers every call of the process
-    // with that error, until it ends (CUDA Driver API, CUresult).
-    let is_engine = |(_, e): &(&str, Error)| matches!(e, Error::Engine { .. });
-    match failed.iter().position(is_engine) {
-        Some(first) if device.is_gpu() && first + 1 < failed.len() => format!(
-            "{again}; an error of a kernel loses the process its CUDA context, so that those \
-             after {} may have failed because of it alone",
-            names[first]
-        ),
-        _ => again,
+impl CompareArguments {
+    fn options(&self) -> Result<Options> {
+        Ok(Options {
+            model: model(Kind::Model, self.model.as_deref())?,
+            dataset: dataset(self.dataset.as_deref())?,
+            turns: self.turns,
+            scoring: self.scoring,
+            limit: self.limit,
+            bos: !self.no_bos,
+            first_line: !self.reference_stop,
+            devices: self.device.clone(),
+            speed: !self.no_speed,
+            out: folder(self.out.as_ref(), &self.device),
+        })
     }
+
+    /// The same for a new process, in which `failed` are given up and what is
+    /// finished is read from its records.
+    fn again(
+        &self,
+        options: &Options,
+        experiments: &[Experiment],
+        failed: &[&str],
+    ) -> Vec<OsString> {
+        // Every option by name, so that none is forgotten.
+        let Self {
+            model,
+            dataset,
+            experiment: _,
+            all: _,
+            given_up: _,
+            limit,
+            turns,
+            scoring,
+            no_bos,
+            reference_stop,
+            no_speed,
+            seed,
+            out: _,
+            device,
+        } = self;
+        let experiments: Vec<&str> = experiments.iter().map(|e| e.name).collect();
+        Again::new("compare")
+            .with_located("--model", model.as_deref(), &options.model)
+            .with_located("--dataset", dataset.as_deref(), &options.dataset)
+            .with_each("--experiment", &experiments)
+            .with_each("--given-up", failed)
+            .with_some("--limit", limit.map(|n| n.to_string()))
+            .with("--turns", turns.to_string())
+            .with("--scoring", scoring.to_string())
+            .with_flag("--no-bos", *no_bos)
+            .with_flag("--reference-stop", *reference_stop)
+            .with_flag("--no-speed", *no_speed)
+            .with("--seed", seed.to_string())
+            .with("--out", &options.out)
+            .with("--device", device.to_string())
+            .arguments()
+    }
+}
+
+/// The experiments of these names.
+fn named(names: &[String]) -> Result<Vec<Experiment>> {
+    names.iter().map(|name| Experiment::named(name)).collect()
+}
+
+/// Those of `experiments` that are not `given_up`.
+fn without(experiments: &[Experiment], given_up: &[Experiment]) -> Vec<Experiment> {
+    let wanted = experiments.iter().filter(|e| !given_up.contains(e));
+    wanted.copied().collect()
 }
 
 /// Where records go if nobody says so: a folder for each day and engine.
-fn folder(wanted: Option<&PathBuf>, device: Device) -> PathBuf {
-    let default = || PathBuf::from(format!("reports/records/{}-{}", today(), device.engine()));
+fn folder(wanted: Option<&PathBuf>, devices: &Devices) -> PathBuf {
+    let default = || {
+        PathBuf::from(format!(
+            "reports/records/{}-{}",
+            today(),
+            devices.first().engine()
+        ))
+    };
     wanted.cloned().unwrap_or_else(default)
 }
 
@@ -313,11 +362,7 @@ fn experiments(arguments: &CompareArguments) -> Result<Vec<Experiment>> {
     if arguments.experiment.is_empty() {
         return Ok(EXPERIMENTS.into_iter().filter(|e| e.default).collect());
     }
-    let named: Vec<Experiment> = arguments
-        .experiment
-        .iter()
-        .map(|name| Experiment::named(name))
-        .collect::<Result<_>>()?;
+    let named = named(&arguments.experiment)?;
     if named.iter().all(|e| e.name != BASELINE) {
         tracing::warn!("without {BASELINE} there is nothing to compare with");
     }
@@ -369,39 +414,76 @@ pub fn report(arguments: &ReportArguments) -> Result<()> {
 /// Measures the speed of a model in every format, writes a record for each and
 /// prints what they say.
 pub fn bench(arguments: &BenchArguments) -> Result<()> {
-    let device = arguments.device;
-    let model = model(Kind::Model, arguments.model.as_deref())?;
-    let benched = Benched::open(device, &model, arguments.weights)?;
-    let mut plan = Plan::long(device);
+    let kind = match arguments.weights {
+        Weights::Checkpoint => Kind::Model,
+        Weights::Random { .. } => Kind::Config,
+    };
+    let model = model(kind, arguments.model.as_deref())?;
+    let benched = Benched::open(arguments.device.clone(), &model, arguments.weights)?;
+    let mut plan = Plan::long(arguments.device.first());
     plan.energy_seconds = arguments.energy.unwrap_or(plan.energy_seconds);
-    let out = folder(arguments.out.as_ref(), device);
+    let out = folder(arguments.out.as_ref(), &arguments.device);
     let experiments: Vec<Experiment> = match &arguments.experiment[..] {
         // The control would be the baseline's format once more.
         [] => EXPERIMENTS
             .into_iter()
             .filter(|e| e.name != CONTROL)
             .collect(),
-        names => names
-            .iter()
-            .map(|name| Experiment::named(name))
-            .collect::<Result<_>>()?,
+        names => named(names)?,
     };
-    let progress = progress_bar("bench");
-    progress.set_length(experiments.len() as u64);
-    let mut benches = Vec::new();
-    let mut paths = Vec::new();
-    for experiment in &experiments {
-        let bench = benched.bench(experiment, &plan)?;
-        paths.push(bench.write(&out)?);
-        benches.push(bench);
-        progress.inc(1);
+    let given_up = named(&arguments.given_up)?;
+    let experiments = without(&experiments, &given_up);
+    let mut ran = run_each(&experiments, &given_up, |experiment| {
+        let progress = progress_bar(experiment.name);
+        progress.set_length(experiments.len() as u64);
+        let at = experiments.iter().position(|e| e == experiment);
+        progress.set_position(at.unwrap_or_default() as u64);
+        let outcome = benched.bench(experiment, &plan);
+        progress.finish_and_clear();
+        let bench = outcome?;
+        Ok((bench.write(&out)?, bench))
+    })?;
+    // A new process measures nothing again, and prints what it measures itself.
+    print_speeds(&mut ran)?;
+    ran.go_on(&out, |ran| arguments.again(&model, &out, ran))?;
+    ran.outcome("pass them to --experiment to measure them alone")
+}
+
+fn print_speeds(ran: &mut Ran<(PathBuf, Bench)>) -> Result<()> {
+    let (paths, benches): (Vec<_>, Vec<_>) = std::mem::take(&mut ran.done).into_iter().unzip();
+    if benches.is_empty() {
+        return Ok(());
     }
-    progress.finish_and_clear();
     println!("{}", table::speed(&benches)?);
     for path in paths {
         println!("record: {}", path.display());
     }
     Ok(())
+}
+
+impl BenchArguments {
+    /// The same for a new process, which measures what is left.
+    fn again<T>(&self, located: &Located, out: &Path, ran: &Ran<T>) -> Vec<OsString> {
+        // Every option by name, so that none is forgotten.
+        let Self {
+            model,
+            weights,
+            energy,
+            experiment: _,
+            given_up: _,
+            out: _,
+            device,
+        } = self;
+        Again::new("bench")
+            .with_located("--model", model.as_deref(), located)
+            .with("--weights", weights.to_string())
+            .with_some("--energy", energy.map(|seconds| seconds.to_string()))
+            .with_each("--experiment", &ran.left)
+            .with_each("--given-up", &ran.failed)
+            .with("--out", out)
+            .with("--device", device.to_string())
+            .arguments()
+    }
 }
 
 /// Fills the cache and prints what a machine without network needs.
@@ -491,34 +573,74 @@ pub fn size(arguments: &SizeArguments) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn parsed(arguments: impl IntoIterator<Item = OsString>) -> Command {
+        let all = std::iter::once("llama-quant".into()).chain(arguments);
+        let cli = Cli::try_parse_from(all).unwrap_or_else(|e| panic!("{e}"));
+        cli.command.expect("a command")
+    }
+
+    fn words(text: &str) -> impl Iterator<Item = OsString> {
+        text.split_whitespace().map(OsString::from)
+    }
+
+    /// As the hub locates what it is asked for.
+    fn located() -> Located {
+        Located {
+            path: "cache/snapshot".into(),
+            name: "org/name".to_owned(),
+            revision: Some("0123abc".to_owned()),
+        }
+    }
+
     #[test]
-    fn a_kernel_that_fails_is_named_as_what_the_experiments_after_it_may_fail_of() {
-        let kernel = || Error::engine("running a decode step", "CUDA_ERROR_ILLEGAL_ADDRESS");
-        let room = || {
-            Error::device(
-                "memory for the cache",
-                "9 MiB",
-                "8 MiB free",
-                "close programs",
-            )
+    fn a_new_process_goes_on_with_the_same_comparison() {
+        for given in [
+            "compare --out records",
+            "compare --all --limit 3 --turns all --scoring max --no-bos --no-speed \
+             --reference-stop --seed 7 --device cuda:1 --out=-o --model ./-m --dataset ./f.json",
+        ] {
+            let Command::Compare(arguments) = parsed(words(given)) else {
+                panic!("{given}")
+            };
+            let options = arguments.options().expect("options");
+            let experiments = experiments(&arguments).expect("experiments");
+            let again = arguments.again(&options, &experiments, &["bnb_8bit"]);
+            let Command::Compare(again) = parsed(again) else {
+                panic!("another command for {given}")
+            };
+            let names = experiments.iter().map(|e| e.name.to_owned());
+            let wanted = CompareArguments {
+                experiment: names.collect(),
+                all: false,
+                given_up: vec!["bnb_8bit".to_owned()],
+                ..arguments
+            };
+            assert_eq!(again, wanted);
+        }
+    }
+
+    #[test]
+    fn a_new_process_goes_on_with_the_same_bench_at_the_same_revision() {
+        let given = "bench --model org/name --weights random:3 --energy 0.25 --device cuda:0";
+        let Command::Bench(arguments) = parsed(words(given)) else {
+            panic!("{given}")
         };
-        let (a, b, c) = ("bnb_8bit", "bnb_4bit_nf4", "bnb_4bit_fp4");
-        let failed = [(a, room()), (b, kernel()), (c, room())];
-        let said = how_to_go_on(&failed, Device::Cuda(0));
-        for part in [
-            "without a record: bnb_8bit, bnb_4bit_nf4, bnb_4bit_fp4; the same command goes on",
-            "those after bnb_4bit_nf4 may have failed because of it alone",
-        ] {
-            assert!(said.contains(part), "{part} in {said}");
-        }
-        for (failed, device) in [
-            (vec![(b, kernel())], Device::Cuda(0)),
-            (vec![(a, room()), (b, room())], Device::Cuda(0)),
-            (vec![(a, kernel()), (b, kernel())], Device::Cpu),
-        ] {
-            let said = how_to_go_on(&failed, device);
-            assert!(said.contains("the same command"), "{said}");
-            assert!(!said.contains("context"), "{said}");
-        }
+        let ran: Ran<()> = Ran {
+            done: Vec::new(),
+            failed: vec!["bnb_8bit", "bnb_4bit_nf4"],
+            left: vec!["bnb_4bit_fp4"],
+        };
+        let again = arguments.again(&located(), Path::new("records"), &ran);
+        let Command::Bench(again) = parsed(again) else {
+            panic!("another command")
+        };
+        let wanted = BenchArguments {
+            model: Some("org/name@0123abc".into()),
+            experiment: vec!["bnb_4bit_fp4".to_owned()],
+            given_up: vec!["bnb_8bit".to_owned(), "bnb_4bit_nf4".to_owned()],
+            out: Some("records".into()),
+            ..arguments
+        };
+        assert_eq!(again, wanted);
     }
 }

@@ -84,6 +84,15 @@ pub enum Error {
     /// The engine failed while running.
     #[error("engine failed while {doing}: {cause}")]
     Engine { doing: String, cause: String },
+    /// The device failed in a way after which it refuses this process all work.
+    #[error("device lost while {doing}: {cause}; only a new process can use it again")]
+    Lost { doing: String, cause: String },
+    /// Experiments of a command failed, each for a reason that was printed.
+    #[error("without a record: {}; {remedy}", experiments.join(", "))]
+    Failed {
+        experiments: Vec<&'static str>,
+        remedy: &'static str,
+    },
 }
 
 /// Declares one constructor for each variant that holds a [`Mismatch`].
@@ -137,6 +146,14 @@ impl Error {
         Self::Engine {
             doing: doing.into(),
             cause: cause.to_string(),
+        }
+    }
+
+    /// An [`Error::Lost`] from what the driver reported.
+    pub fn lost(doing: impl Into<String>, cause: impl Into<String>) -> Self {
+        Self::Lost {
+            doing: doing.into(),
+            cause: cause.into(),
         }
     }
 }

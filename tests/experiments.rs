@@ -124,7 +124,7 @@ fn benched(name: &str) -> Bench {
     kept.unwrap_or_else(|| {
         let experiment = Experiment::named(name).expect("an experiment");
         let device = Device::Cuda(card.ordinal);
-        let model = Benched::open(device, &wanted.model, wanted.weights).expect("a model");
+        let model = Benched::open(device.into(), &wanted.model, wanted.weights).expect("a model");
         // No test asks for energy.
         let plan = Plan {
             energy_seconds: 0.0,

@@ -332,8 +332,7 @@ fn an_experiment_that_fails_leaves_the_others_their_records_and_is_run_again() {
         assert_eq!(output.status.code(), Some(1), "{text}");
         for part in [
             "bnb_4bit_nf4 failed: engine failed while decoding tokens",
-            "without a record: bnb_4bit_nf4; the same command goes on with them",
-            "error: engine failed while decoding tokens",
+            "error: without a record: bnb_4bit_nf4; the same command goes on with them",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
@@ -354,12 +353,14 @@ fn an_experiment_that_fails_leaves_the_others_their_records_and_is_run_again() {
     assert_eq!(Records::open(&records).expect("whole records"), written);
 }
 
-#[test]
-fn an_experiment_after_one_that_the_device_refuses_is_tried() {
+#[rstest::rstest]
+fn an_experiment_after_one_that_the_device_refuses_is_tried(
+    #[values("compare", "bench")] command: &str,
+) {
     let dir = folder();
-    let mut command = program(dir.path());
-    command.args(["compare", "--device", "cuda:99", "--experiment"]);
-    let output = command.args(["fp16_baseline", "bnb_4bit_nf4"]).output();
+    let mut refused = program(dir.path());
+    refused.args([command, "--device", "cuda:99", "--experiment"]);
+    let output = refused.args(["fp16_baseline", "bnb_4bit_nf4"]).output();
     let output = output.expect("the program starts");
     let text = errors(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -370,7 +371,69 @@ fn an_experiment_after_one_that_the_device_refuses_is_tried() {
         );
     }
     assert!(
-        text.contains("without a record: fp16_baseline, bnb_4bit_nf4;"),
+        text.contains("error: without a record: fp16_baseline, bnb_4bit_nf4;"),
         "{text}"
     );
+}
+
+#[test]
+fn what_an_earlier_process_gave_up_is_not_run_and_named_at_the_end() {
+    let dir = folder();
+    let run = |command: &str| {
+        let mut program = program(dir.path());
+        program.args(command.split_whitespace()).args([
+            "--experiment",
+            "fp16_baseline",
+            "bnb_8bit",
+            "bnb_4bit_nf4",
+            "--given-up",
+            "bnb_8bit",
+            "--out",
+            "records",
+        ]);
+        let output = program.output().expect("the program starts");
+        let text = errors(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(
+            text.contains("error: without a record: bnb_8bit;"),
+            "{text}"
+        );
+    };
+    run("compare --limit 1 --no-speed");
+    run("bench --energy 0");
+    let records = Records::open(&dir.path().join("records")).expect("whole records");
+    let compared = records.evaluations.iter().map(|r| &r.head.setup.experiment);
+    let benched = records.benches.iter().map(|r| &r.head.setup.experiment);
+    let wanted = ["bnb_4bit_nf4", "fp16_baseline"];
+    assert_eq!(compared.collect::<Vec<_>>(), wanted);
+    assert_eq!(benched.collect::<Vec<_>>(), wanted);
+}
+
+#[test]
+fn a_model_that_the_host_has_no_memory_for_is_refused_before_it_loads() {
+    let dir = folder();
+    // 64 TB in 4 bits.
+    let config = json!({
+        "model_type": "llama", "vocab_size": 1000, "hidden_size": 1 << 16,
+        "intermediate_size": 1 << 19, "num_hidden_layers": 1000, "num_attention_heads": 512,
+        "num_key_value_heads": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "max_position_embeddings": 512, "tie_word_embeddings": true, "eos_token_id": 1,
+    });
+    fs::create_dir(dir.path().join("model")).expect("a folder");
+    fs::write(dir.path().join("model/config.json"), config.to_string()).expect("a file");
+    let mut bench = program(dir.path());
+    bench.args("bench --weights random --model model --device cpu".split_whitespace());
+    bench.args(["--out", "records", "--experiment", "bnb_4bit_nf4"]);
+    let output = bench.output().expect("the program starts");
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for part in [
+        "bnb_4bit_nf4 failed: device cpu: memory for a model in NF4",
+        "MiB of weights",
+        "MiB available; ",
+        "--device cuda:0",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!dir.path().join("records").exists());
 }

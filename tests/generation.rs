@@ -9,8 +9,11 @@ mod random;
 mod refusal;
 
 use std::cell::Cell;
+use std::sync::Mutex;
 
-use llama_quant::engine::generate::{Completion, Limits, Prompt, generate, generate_in_opened};
+use llama_quant::engine::generate::{
+    Completion, Limits, Prompt, generate, generate_in_opened, generate_on,
+};
 use llama_quant::engine::{Decoder, Segment};
 use llama_quant::record::Finish;
 use llama_quant::{Error, Result};
@@ -589,4 +592,97 @@ fn an_error_of_done_ends_the_run() {
     let (error, _) = failing(hashed, |tokens| Ok(text(tokens)), done);
     assert_eq!(error, "engine failed while writing a test: the 5th item");
     assert_eq!(ended, 5, "nothing is completed after the error");
+}
+
+#[rstest]
+fn several_decoders_give_the_completions_of_one(
+    #[values(1, 2, 3, 50)] count: usize,
+    #[values(1, 4)] slots: usize,
+    #[values(false, true)] beside: bool,
+) {
+    let dialogues = dialogues(40, &mut Random::new(7));
+    let prompts = dialogues.concat();
+    let mut one = Mock::new(slots, CONTEXT, VOCAB, hashed);
+    let wanted = run(&mut one, &prompts, &hashed_limits()).expect("a run");
+
+    let mut decoders: Vec<_> = (0..count)
+        .map(|_| Mock::new(slots, CONTEXT, VOCAB, hashed).beside(beside))
+        .collect();
+    let found = Mutex::new(vec![None; prompts.len()]);
+    let opened = Mutex::new(vec![Vec::new(); count]);
+    generate_on(
+        &mut decoders.iter_mut().collect::<Vec<_>>(),
+        &prompts,
+        &hashed_limits(),
+        |place, _, _, group| {
+            opened.lock().expect("a list")[place].push(group);
+            Ok(Vec::new())
+        },
+        |tokens| Ok(text(tokens)),
+        |prompt, completion| {
+            let earlier = found.lock().expect("a list")[prompt].replace(completion);
+            assert_eq!(earlier, None, "prompt {prompt} was completed before");
+            Ok(())
+        },
+    )
+    .expect("a run");
+    assert_eq!(found.into_inner().expect("a list"), wanted);
+
+    // Every group is run by one decoder, and what they read is about as much.
+    let opened = opened.into_inner().expect("lists");
+    let mut groups = opened.concat();
+    groups.sort_unstable();
+    assert_eq!(groups, Vec::from_iter(0..40));
+    let longest = |group: usize| dialogues[group].last().map_or(0, |p| p.tokens.len());
+    let read = |groups: &Vec<usize>| groups.iter().map(|&g| longest(g)).sum::<usize>();
+    let read: Vec<usize> = opened.iter().map(read).collect();
+    let most = (0..40).map(longest).max().expect("a group");
+    let (least, largest) = (read.iter().min(), read.iter().max());
+    assert!(
+        largest.expect("one") - least.expect("one") <= most,
+        "{read:?}"
+    );
+}
+
+#[test]
+fn an_error_of_one_decoder_ends_the_run_of_the_others() {
+    let prompts = dialogues(12, &mut Random::new(5)).concat();
+    // More than anybody would wait for.
+    let limits = limits(1 << 40, false);
+    let next = |works: bool| {
+        move |_: &[u32]| match works {
+            true => Ok(1),
+            false => Err(Error::engine("running a test", "the second decoder")),
+        }
+    };
+    let mut decoders = [true, false, true].map(|works| Mock::new(3, 1 << 41, VOCAB, next(works)));
+    let outcome = generate_on(
+        &mut decoders.iter_mut().collect::<Vec<_>>(),
+        &prompts,
+        &limits,
+        |_, _, _, _| Ok(Vec::new()),
+        |_| Ok(String::new()),
+        |_, _| Ok(()),
+    );
+    let error = outcome.expect_err("the run fails").to_string();
+    assert_eq!(
+        error,
+        "engine failed while running a test: the second decoder"
+    );
+}
+
+#[test]
+fn what_one_of_several_decoders_cannot_run_is_refused_before_anything_runs() {
+    let prompts = prompts(&[(&[9; 20], 0), (&[9; 20], 1)]);
+    let mut decoders = [50, 49].map(|context| Mock::new(1, context, VOCAB, hashed));
+    let outcome = generate_on(
+        &mut decoders.iter_mut().collect::<Vec<_>>(),
+        &prompts,
+        &limits(30, false),
+        |_, _, _, _| Ok(Vec::new()),
+        |_| Ok(String::new()),
+        |_, _| Ok(()),
+    );
+    assert_refuses(outcome, ["prompt 0", "1 to 49 tokens", "50", "shorten"]);
+    assert!(decoders.iter().all(|decoder| decoder.calls.is_empty()));
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hub::{Answer, COMMIT, Hub, NEVER, Repo, Request, SIGNATURE, git_sum, sha256};
 use indicatif::ProgressBar;
 use llama_quant::error::{Error, Mismatch};
-use llama_quant::record::Record;
+use llama_quant::record::{Bench, Record};
 use llama_quant::source::hub::settings::Token;
 use llama_quant::source::hub::{Hub as Client, Id, Settings};
 use proptest::prelude::*;
@@ -288,6 +288,27 @@ fn the_size_of_a_model_of_the_hub_needs_its_configuration_alone() {
     let model = get(&cache, MODEL).expect("a model");
     assert!(model.join(WEIGHTS).is_file());
     assert_eq!(hub.first.count("GET", "config.json"), 1);
+}
+
+#[test]
+fn the_speed_of_random_weights_in_the_shape_of_a_model_needs_its_configuration_alone() {
+    let (hub, dir) = (Hub::start(&tiny_llama()), folder());
+    let mut command = program(dir.path());
+    let options = "bench --weights random --energy 0 --device cpu --experiment bnb_4bit_nf4";
+    command.args(options.split_whitespace());
+    command.args(["--out", "records", "--model", MODEL]);
+    let output = command.env("HF_ENDPOINT", hub.first.address()).output();
+    let output = output.expect("the program starts");
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(hub.first.count("GET", "config.json"), 1);
+    for name in ["tokenizer.json", WEIGHTS] {
+        assert_eq!(hub.first.count("HEAD", name), 0, "{name}");
+        assert_eq!(hub.first.count("GET", name), 0, "{name}");
+    }
+    let path = files(&dir.path().join("records")).pop().expect("a record");
+    let bench = Bench::open(&path).expect("a whole record");
+    assert_eq!(bench.head.setup.model.name, MODEL);
+    assert_eq!(bench.head.setup.model.revision.as_deref(), Some(COMMIT));
 }
 
 #[test]

@@ -2,13 +2,16 @@
 //! keeps whole entries only. NVRTC needs no GPU; it is found in the loader's
 //! path, which `pip install nvidia-cuda-nvrtc` and LD_LIBRARY_PATH provide.
 
-use std::collections::BTreeSet;
+#[path = "common/machine_code.rs"]
+mod machine_code;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use llama_quant::engine::cuda::kernels::{PROGRAMS, Program, TOKEN};
+use machine_code::kernels;
 use rstest::rstest;
 
 #[rstest]
@@ -30,16 +33,6 @@ fn every_kernel_compiles_for(#[case] capability: (i32, i32)) {
             program.name
         );
     }
-}
-
-/// Kernels that a source declares, as the compiled file names them.
-fn kernels(code: &[u8]) -> BTreeSet<String> {
-    // Each kernel has a section of its own in the file, named after it.
-    let text = String::from_utf8_lossy(code);
-    text.split('\0')
-        .filter_map(|name| name.strip_prefix(".text."))
-        .map(str::to_owned)
-        .collect()
 }
 
 #[test]

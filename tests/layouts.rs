@@ -59,14 +59,14 @@ fn a_record_has_the_fields_of_its_schema() {
         limit: Some(1),
         bos: true,
         first_line: true,
-        device: Device::Cpu,
+        devices: Device::Cpu.into(),
         speed: true,
         out: dir.path().to_owned(),
     };
     let experiment = Experiment::named("bnb_4bit_nf4").expect("an experiment");
     let progress = ProgressBar::hidden();
-    let mut shared = Shared::open(options).expect("a model and questions");
-    let (path, _) = evaluate(&experiment, &mut shared, &progress).expect("a run");
+    let shared = Shared::open(options).expect("a model and questions");
+    let (path, _) = evaluate(&experiment, &shared, &progress).expect("a run");
     let text = std::fs::read_to_string(path).expect("the record");
     let mut found = BTreeSet::new();
     fields(&serde_json::from_str(&text).expect("JSON"), "", &mut found);

@@ -7,7 +7,10 @@ mod checkpoint;
 mod random;
 
 use checkpoint::{Checkpoint, Shape};
+use llama_quant::engine::Decoder;
+use llama_quant::engine::cpu::CpuEngine;
 use llama_quant::engine::llama::Llama;
+use llama_quant::engine::memory::Need;
 use llama_quant::quant::size::MIB;
 use llama_quant::quant::{Code4, Format};
 use peak_alloc::PeakAlloc;
@@ -72,6 +75,15 @@ fn loading_takes_the_packed_model_and_one_tensor_unpacked() {
                 peak <= packed + unpacked + SLACK,
                 "{format} takes {peak} bytes"
             );
+
+            // What is asked of the host's memory before a model loads is that.
+            let need = Need::of(&model.config, format, 3, 128);
+            assert_eq!(
+                (need.weights, need.staging),
+                (packed as u64, unpacked as u64)
+            );
+            let memory = CpuEngine::new(model, 3, 128).memory().expect("counted");
+            assert_eq!(memory.cache_bytes, 3 * need.sequence);
         }
     }
 }

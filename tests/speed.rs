@@ -45,7 +45,7 @@ fn small() -> PathBuf {
 #[test]
 fn prefill_starts_from_an_empty_slot_each_time_and_steps_from_one_cache() {
     let mut decoder = mock(2, 7);
-    let found = speed(&mut decoder, Device::Cpu, &plan()).expect("a plan that fits");
+    let found = speed(&mut [&mut decoder], Device::Cpu, &plan()).expect("a plan that fits");
 
     // One prefill of each length does not count.
     let lengths: Vec<usize> = found.prefill.iter().map(|p| p.seconds.len()).collect();
@@ -96,7 +96,7 @@ fn documents_are_read_and_continued_whole() {
     let mut plan = plan();
     plan.prefill_tokens.push(40);
     plan.documents = 3;
-    let found = speed(&mut decoder, Device::Cpu, &plan).expect("a plan that fits");
+    let found = speed(&mut [&mut decoder], Device::Cpu, &plan).expect("a plan that fits");
     let documents = found.documents.expect("asked for");
     // Longer than the plan's context leaves room for, and cut to that.
     assert_eq!((documents.count, documents.new_tokens), (3, 16));
@@ -111,7 +111,7 @@ fn documents_are_read_and_continued_whole() {
 fn what_the_cpu_cannot_say_is_absent_and_says_why() {
     let mut decoder = mock(2, 7);
     let mut plan = plan();
-    let found = speed(&mut decoder, Device::Cpu, &plan).expect("a plan that fits");
+    let found = speed(&mut [&mut decoder], Device::Cpu, &plan).expect("a plan that fits");
     assert!(found.copy_bytes_per_second.is_some_and(|copy| copy > 0.0));
     assert_eq!(found.flops_per_second, None);
     assert!(found.energy.is_empty() && found.card.is_empty());
@@ -119,7 +119,7 @@ fn what_the_cpu_cannot_say_is_absent_and_says_why() {
     let why = found.energy_missing.expect("a reason");
     assert!(why.contains("llama-quant bench"), "{why}");
     plan.energy_seconds = 0.01;
-    let found = speed(&mut decoder, Device::Cpu, &plan).expect("a plan that fits");
+    let found = speed(&mut [&mut decoder], Device::Cpu, &plan).expect("a plan that fits");
     let why = found.energy_missing.expect("a reason");
     assert!(why.contains("energy of a CPU"), "{why}");
 }
@@ -143,7 +143,7 @@ fn a_plan_that_cannot_be_measured_is_refused_before_anything_runs(
     let mut decoder = mock(slots, context);
     let wanted = format!("within {slots} sequences of {context} tokens");
     assert_refuses(
-        speed(&mut decoder, Device::Cpu, &plan),
+        speed(&mut [&mut decoder], Device::Cpu, &plan),
         ["plan", &wanted, "Plan {", "Plan::within"],
     );
     assert!(decoder.calls.is_empty());
@@ -153,7 +153,7 @@ fn a_plan_that_cannot_be_measured_is_refused_before_anything_runs(
 fn a_plan_is_cut_to_what_an_engine_has_room_for() {
     for (slots, context) in [(1, 7), (2, 6), (5, 5), (64, 4)] {
         let cut = plan().within(slots, context);
-        let found = speed(&mut mock(slots, context), Device::Cpu, &cut);
+        let found = speed(&mut [&mut mock(slots, context)], Device::Cpu, &cut);
         found.unwrap_or_else(|e| panic!("{slots} slots of {context}: {e}"));
     }
     let device = Device::Cuda(0);
@@ -228,7 +228,7 @@ fn a_gpu_that_is_not_there_is_refused_by_name() {
 fn a_bench_is_read_back_as_it_was_written_beside_other_records() {
     let dir = tempfile::tempdir().expect("a folder");
     let benched = Benched::open(
-        Device::Cpu,
+        Device::Cpu.into(),
         &Located::local(small()),
         Weights::Random { seed: 0 },
     )

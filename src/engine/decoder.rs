@@ -77,6 +77,9 @@ pub trait Decoder {
     }
 }
 
+/// A decoder that any thread can run.
+pub type AnyDecoder = dyn Decoder + Send;
+
 /// The rows `(slot, token)` of a step as segments: one token each, after what
 /// its slot holds.
 pub fn step_segments(rows: &[(usize, u32)], held: impl Fn(usize) -> usize) -> Vec<Segment<'_>> {

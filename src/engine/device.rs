@@ -29,12 +29,12 @@ impl FromStr for Device {
     fn from_str(text: &str) -> Result<Self> {
         let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
         match (text, number) {
-            ("auto", _) if Card::any() => Ok(Self::Cuda(0)),
+            ("auto", _) if Card::count() > 0 => Ok(Self::Cuda(0)),
             ("auto" | "cpu", _) => Ok(Self::Cpu),
             (_, Some(number)) => Ok(Self::Cuda(number)),
             _ => Err(Error::usage(
                 "--device",
-                "auto, cpu or cuda:N",
+                "auto, cpu or cuda:N, or several GPUs as cuda:0,1 or cuda:all",
                 format!("`{text}`"),
                 "use one of these",
             )),
@@ -118,6 +118,88 @@ impl Device {
     }
 }
 
+/// The devices of a run, at least one, each with a whole copy of the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices(Vec<Device>);
+
+impl From<Device> for Devices {
+    fn from(device: Device) -> Self {
+        Self(vec![device])
+    }
+}
+
+impl FromStr for Devices {
+    type Err = Error;
+
+    /// A device, several GPUs as `cuda:0,1`, or all that there are as `cuda:all`.
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "cuda:all" {
+            return match Card::count() {
+                0 => Err(Error::device(
+                    text,
+                    "at least one NVIDIA GPU and its driver",
+                    "none",
+                    "check that nvidia-smi lists the GPUs, or pass --device cpu",
+                )),
+                count => Ok(Self((0..count).map(Device::Cuda).collect())),
+            };
+        }
+        let list = text.strip_prefix("cuda:").filter(|list| list.contains(','));
+        let Some(list) = list else {
+            return text.parse().map(Device::into);
+        };
+        let devices = list.split(',').map(|n| format!("cuda:{n}").parse());
+        let devices: Vec<Device> = devices.collect::<Result<_>>()?;
+        if let Some((_, twice)) = (1..)
+            .zip(&devices)
+            .find(|&(after, device)| devices[after..].contains(device))
+        {
+            let remedy = "name each GPU once";
+            let wanted = "several GPUs as cuda:0,1";
+            return Err(Error::usage(
+                "--device",
+                wanted,
+                format!("{twice} twice"),
+                remedy,
+            ));
+        }
+        Ok(Self(devices))
+    }
+}
+
+impl fmt::Display for Devices {
+    /// The name that is parsed, and that records carry.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.first().fmt(f)?;
+        for other in &self.0[1..] {
+            if let Device::Cuda(number) = other {
+                write!(f, ",{number}")?;
+            } else {
+                write!(f, ",{other}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Devices {
+    /// One device more.
+    #[must_use]
+    pub fn with(mut self, device: Device) -> Self {
+        self.0.push(device);
+        self
+    }
+
+    /// The one that is measured where one is enough.
+    pub fn first(&self) -> Device {
+        self.0[0]
+    }
+
+    pub fn all(&self) -> &[Device] {
+        &self.0
+    }
+}
+
 /// Bytes that the copy reads; it writes as many.
 const COPY_BYTES: usize = 256 << 20;
 /// Copies that count, after one that does not.
@@ -157,6 +239,25 @@ mod tests {
             let refusal = wrong.parse::<Device>().expect_err("no device").to_string();
             assert!(refusal.contains("auto, cpu or cuda:N"), "{refusal}");
             assert!(refusal.contains(&format!("`{wrong}`")), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn several_devices_are_parsed_from_the_name_they_print() {
+        for name in ["cpu", "cuda:0", "cuda:0,1", "cuda:3,0,12"] {
+            let parsed: Devices = name.parse().expect("a name");
+            assert_eq!(parsed.to_string(), name);
+            assert_eq!(parsed.all().len(), name.split(',').count());
+        }
+        for (wrong, found) in [
+            ("cuda:0,", "`cuda:`"),
+            ("cuda:0,x", "`cuda:x`"),
+            ("cuda:1,0,1", "cuda:1 twice"),
+            ("cpu,cuda:0", "`cpu,cuda:0`"),
+            ("cuda:ALL", "`cuda:ALL`"),
+        ] {
+            let refusal = wrong.parse::<Devices>().expect_err("no devices");
+            assert!(refusal.to_string().contains(found), "{refusal}");
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Greedy generation of many sequences on the slots of a [`Decoder`].
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use super::decoder::{Decoder, Segment};
 use crate::error::{Error, Result};
@@ -89,12 +91,91 @@ pub fn generate_in_opened<D: Decoder + ?Sized>(
     decoder: &mut D,
     prompts: &[Prompt],
     limits: &Limits,
+    open: impl FnMut(&mut D, usize, usize) -> Result<Vec<u32>>,
+    decode: impl Fn(&[u32]) -> Result<String>,
+    done: impl FnMut(usize, Completion) -> Result<()>,
+) -> Result<()> {
+    check(decoder, prompts, limits)?;
+    let groups = groups(prompts);
+    let never = AtomicBool::new(false);
+    run(decoder, prompts, groups, limits, open, decode, done, &never)
+}
+
+/// As [`generate_in_opened`] on several decoders at once, which give the
+/// completions that one gives. Each runs on a thread of its own, the first on
+/// the caller's, and calls `open(place among the decoders, decoder, slot,
+/// group)`, `decode` and `done` from there.
+///
+/// # Errors
+/// As [`generate_in_opened`]: the others stop after the step that they are at.
+pub fn generate_on<D: Decoder + Send + ?Sized>(
+    decoders: &mut [&mut D],
+    prompts: &[Prompt],
+    limits: &Limits,
+    open: impl Fn(usize, &mut D, usize, usize) -> Result<Vec<u32>> + Sync,
+    decode: impl Fn(&[u32]) -> Result<String> + Sync,
+    done: impl Fn(usize, Completion) -> Result<()> + Sync,
+) -> Result<()> {
+    for decoder in decoders.iter() {
+        check(*decoder, prompts, limits)?;
+    }
+    let stop = AtomicBool::new(false);
+    let (open, decode, done, stop) = (&open, &decode, &done, &stop);
+    let on = |place: usize, decoder: &mut D, groups| {
+        let open = |decoder: &mut D, slot, group| open(place, decoder, slot, group);
+        let ran = run(decoder, prompts, groups, limits, open, decode, done, stop);
+        if ran.is_err() {
+            stop.store(true, Ordering::Relaxed);
+        }
+        ran
+    };
+    let shares = shares(groups(prompts), prompts, decoders.len());
+    thread::scope(|scope| {
+        let mut work = decoders.iter_mut().zip(shares).enumerate();
+        let first = work.next();
+        let others: Vec<_> = work
+            .map(|(place, (decoder, groups))| scope.spawn(move || on(place, decoder, groups)))
+            .collect();
+        let first = first.map_or(Ok(()), |(place, (decoder, groups))| {
+            on(place, decoder, groups)
+        });
+        let panicked = |panic| std::panic::resume_unwind(panic);
+        let others = others.into_iter();
+        let others = others.map(|other| other.join().unwrap_or_else(panicked));
+        others.fold(first, Result::and)
+    })
+}
+
+/// Prompts of one group, in their order.
+type Group = VecDeque<usize>;
+
+/// Deals `groups` out, each to the decoder that has the fewest tokens to read so
+/// far: the same share for the same prompts, whoever is faster.
+fn shares(groups: VecDeque<Group>, prompts: &[Prompt], decoders: usize) -> Vec<VecDeque<Group>> {
+    let mut shares = vec![(0, VecDeque::new()); decoders];
+    for group in groups {
+        // What the prompts of a group share is read once.
+        let tokens = group.iter().map(|&i| prompts[i].tokens.len()).max();
+        if let Some((read, share)) = shares.iter_mut().min_by_key(|(read, _)| *read) {
+            *read += tokens.unwrap_or_default();
+            share.push_back(group);
+        }
+    }
+    shares.into_iter().map(|(_, share)| share).collect()
+}
+
+/// Runs `groups` of `prompts` on one decoder, until `stop` is set.
+#[expect(clippy::too_many_arguments, reason = "those of the functions above")]
+fn run<D: Decoder + ?Sized>(
+    decoder: &mut D,
+    prompts: &[Prompt],
+    mut groups: VecDeque<Group>,
+    limits: &Limits,
     mut open: impl FnMut(&mut D, usize, usize) -> Result<Vec<u32>>,
     decode: impl Fn(&[u32]) -> Result<String>,
     mut done: impl FnMut(usize, Completion) -> Result<()>,
+    stop: &AtomicBool,
 ) -> Result<()> {
-    check(decoder, prompts, limits)?;
-    let mut groups = groups(prompts);
     let mut slots: Vec<Slot> = (0..decoder.slots())
         .map(|_| Slot {
             waiting: VecDeque::new(),
@@ -112,7 +193,8 @@ pub fn generate_in_opened<D: Decoder + ?Sized>(
             }
             slot.admit();
         }
-        if slots.iter().all(|slot| slot.running.is_none()) {
+        let idle = slots.iter().all(|slot| slot.running.is_none());
+        if idle || stop.load(Ordering::Relaxed) {
             return Ok(());
         }
         run_prompts(decoder, prompts, &mut slots)?;
@@ -162,8 +244,8 @@ fn check(decoder: &(impl Decoder + ?Sized), prompts: &[Prompt], limits: &Limits)
 }
 
 /// Runs of consecutive prompts with one group.
-fn groups(prompts: &[Prompt]) -> VecDeque<VecDeque<usize>> {
-    let mut groups: VecDeque<VecDeque<usize>> = VecDeque::new();
+fn groups(prompts: &[Prompt]) -> VecDeque<Group> {
+    let mut groups: VecDeque<Group> = VecDeque::new();
     for (i, prompt) in prompts.iter().enumerate() {
         match groups.back_mut() {
             Some(group) if i > 0 && prompts[i - 1].group == prompt.group => group.push_back(i),

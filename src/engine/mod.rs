@@ -13,8 +13,9 @@ pub mod llama;
 pub mod cpu;
 pub mod cuda;
 pub mod math;
+pub mod memory;
 mod stored;
 
-pub use decoder::{Decoder, Segment};
-pub use device::Device;
-pub use open::{Opened, Opening, check_baseline, open};
+pub use decoder::{AnyDecoder, Decoder, Segment};
+pub use device::{Device, Devices};
+pub use open::{Opened, Opening, check_baseline, open, open_each};

@@ -1,13 +1,15 @@
 //! From a checkpoint to an engine that runs it.
 
 use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
-use super::Decoder;
+use super::AnyDecoder;
 use super::cpu::CpuEngine;
 use super::cuda::{Card, CudaEngine};
-use super::device::Device;
+use super::device::{Device, Devices};
 use super::llama::Llama;
+use super::memory::{Need, available_bytes};
 use super::stored::without_baseline;
 use crate::error::Result;
 use crate::quant::{Bytes, Compute, Format};
@@ -16,7 +18,7 @@ use crate::source::origin::{Origin, Weights};
 
 /// An engine, ready to run.
 pub struct Opened {
-    pub decoder: Box<dyn Decoder>,
+    pub decoder: Box<AnyDecoder>,
     /// Reading, packing and, where there is one, the way to the device.
     pub load_seconds: f64,
     /// Bytes of the weights as they are held, norms counted in FP16.
@@ -52,6 +54,27 @@ pub fn check_baseline(dir: &Path) -> Result<()> {
     }
 }
 
+/// Opens the same on each of `devices` in place of the opening's own, side by
+/// side.
+///
+/// # Errors
+/// As [`open`], of the first device that fails.
+pub fn open_each(devices: &Devices, opening: Opening<'_>) -> Result<Vec<Opened>> {
+    let on = |device| open(Opening { device, ..opening });
+    thread::scope(|scope| {
+        let others = devices.all()[1..].iter();
+        let others: Vec<_> = others.map(|&d| scope.spawn(move || on(d))).collect();
+        let mut opened = vec![on(devices.first())];
+        let panicked = |panic| std::panic::resume_unwind(panic);
+        opened.extend(
+            others
+                .into_iter()
+                .map(|o| o.join().unwrap_or_else(panicked)),
+        );
+        opened.into_iter().collect()
+    })
+}
+
 /// Loads a model in its format onto a device.
 ///
 /// # Errors
@@ -70,6 +93,9 @@ pub fn open(opening: Opening<'_>) -> Result<Opened> {
     match device {
         Device::Cpu => {
             let config = Config::open(model)?;
+            if let Some(available) = available_bytes() {
+                Need::of(&config, format, slots, context).check(format, available)?;
+            }
             let model = Llama::build(config, &Origin::open(model, weights)?, format, compute)?;
             let size = model.bytes();
             let decoder = Box::new(CpuEngine::new(model, slots, context));

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::environment::{environment, program};
-use super::evaluate::model;
-use crate::engine::generate::{Limits, Prompt, generate};
-use crate::engine::{Decoder, Device, Opened, Opening, Segment, open};
+use super::evaluate::{load_seconds, model};
+use crate::engine::generate::{Limits, Prompt, generate_on};
+use crate::engine::{AnyDecoder, Decoder, Device, Devices, Opening, Segment, open_each};
 use crate::error::{Error, Result};
 use crate::experiment::Experiment;
 use crate::quant::size::model_parts;
@@ -42,7 +42,7 @@ impl Plan {
             Device::Cpu => Self {
                 prefill_tokens: vec![64, 128, 256],
                 batches: vec![1, 4, 16],
-                cached_tokens: 128,
+                cached_tokens: Self::CACHED_TOKENS,
                 repetitions: 15,
                 steps: 8,
                 energy_seconds: 5.0,
@@ -51,7 +51,7 @@ impl Plan {
             Device::Cuda(_) => Self {
                 prefill_tokens: vec![128, 256, 512, 1024],
                 batches: vec![1, 4, 8, 32, 128, 512],
-                cached_tokens: 128,
+                cached_tokens: Self::CACHED_TOKENS,
                 repetitions: 10,
                 steps: 32,
                 energy_seconds: 5.0,
@@ -97,9 +97,9 @@ impl Plan {
     }
 }
 
-/// A model on a device whose speed is measured.
+/// A model on devices whose speed is measured.
 pub struct Benched {
-    device: Device,
+    devices: Devices,
     dir: PathBuf,
     weights: Weights,
     config: Config,
@@ -111,9 +111,9 @@ impl Benched {
     ///
     /// # Errors
     /// If the folder does not hold a model.
-    pub fn open(device: Device, located: &Located, weights: Weights) -> Result<Self> {
+    pub fn open(devices: Devices, located: &Located, weights: Weights) -> Result<Self> {
         Ok(Self {
-            device,
+            devices,
             weights,
             config: Config::open(&located.path)?,
             model: model(located, weights)?,
@@ -122,27 +122,32 @@ impl Benched {
     }
 
     /// Loads the model in the format of `experiment` and measures its speed as
-    /// far as `plan` fits into what the model was made for.
+    /// far as `plan` fits into what the model was made for: that of the first
+    /// device, and of all together where they read documents.
     ///
     /// # Errors
     /// If the model cannot be loaded or run.
     pub fn bench(&self, experiment: &Experiment, plan: &Plan) -> Result<Bench> {
-        let environment = environment(self.device)?;
+        let environment = environment(&self.devices)?;
         let plan = plan.clone().within(plan.slots(), self.config.max_positions);
-        let Opened {
-            mut decoder,
-            load_seconds,
-            size,
-        } = open(Opening {
-            device: self.device,
+        let device = self.devices.first();
+        let opening = Opening {
+            device,
             model: &self.dir,
             weights: self.weights,
             format: experiment.format,
             compute: experiment.compute,
             slots: plan.slots(),
             context: plan.context(),
-        })?;
-        let speed = speed(decoder.as_mut(), self.device, &plan)?;
+        };
+        let mut opened = open_each(&self.devices, opening)?;
+        let (size, load_seconds) = (opened[0].size, load_seconds(&opened));
+        let mut decoders: Vec<&mut AnyDecoder> =
+            opened.iter_mut().map(|o| o.decoder.as_mut()).collect();
+        let (slots, context) = (decoders[0].slots(), decoders[0].context());
+        // A full card holds fewer sequences than it was asked to.
+        let plan = plan.within(slots, context);
+        let speed = speed(&mut decoders, device, &plan)?;
         let setup = BenchSetup {
             experiment: experiment.name.to_owned(),
             format: experiment.format,
@@ -150,9 +155,10 @@ impl Benched {
             model: self.model.clone(),
             weights: self.weights,
             config: self.config.clone(),
-            engine: self.device.engine().to_owned(),
-            slots: decoder.slots(),
-            context: decoder.context(),
+            engine: device.engine().to_owned(),
+            devices: self.devices.all().len(),
+            slots,
+            context,
             plan,
             program: program()?,
         };
@@ -185,16 +191,20 @@ fn document_tokens(i: usize) -> usize {
     (520.5 + 110.0 * 12.0_f64.sqrt() * (even - 0.5)) as usize
 }
 
-/// Measures `decoder`, which runs on `device`. What its slots held is gone
-/// afterwards.
+/// Measures the first of `decoders`, which runs on `device`, and all of them where
+/// they read documents. What their slots held is gone afterwards.
 ///
 /// # Errors
-/// If the engine has no room for the plan, or fails.
-pub fn speed(
-    decoder: &mut (impl Decoder + ?Sized),
+/// If an engine has no room for the plan, or fails, or there is none.
+pub fn speed<D: Decoder + Send + ?Sized>(
+    decoders: &mut [&mut D],
     device: Device,
     plan: &Plan,
 ) -> Result<record::Speed> {
+    let Some(decoder) = decoders.first_mut() else {
+        return Err(Error::engine("measuring speed", "no engine"));
+    };
+    let decoder: &mut D = decoder;
     plan.check(decoder)?;
     let mut card: Vec<CardState> = device.card()?.into_iter().collect();
     let mut run = Run::new(decoder, plan);
@@ -203,7 +213,8 @@ pub fn speed(
     run.fill()?;
     let decode = plan.batches.iter().map(|&n| run.decode(n));
     let decode = decode.collect::<Result<_>>()?;
-    let documents = run.documents()?;
+    let documents = documents(decoders, plan)?;
+    let decoder: &mut D = decoders[0];
     let mut energy = Vec::new();
     let energy_missing = if plan.energy_seconds > 0.0 {
         device.joules().err()
@@ -211,6 +222,8 @@ pub fn speed(
         Some("a window of several seconds takes a run of `llama-quant bench`".to_owned())
     };
     if energy_missing.is_none() {
+        let mut run = Run::new(decoder, plan);
+        run.fill()?;
         let windows = plan.batches.iter().map(|&n| run.energy(n, device));
         energy = windows.collect::<Result<_>>()?;
     }
@@ -228,22 +241,64 @@ pub fn speed(
     })
 }
 
+/// Reads and continues the prompts of an evaluation, scoring aside, on all
+/// decoders.
+fn documents<D: Decoder + Send + ?Sized>(
+    decoders: &mut [&mut D],
+    plan: &Plan,
+) -> Result<Option<Documents>> {
+    if plan.documents == 0 {
+        return Ok(None);
+    }
+    let vocab = decoders[0].vocab();
+    let tokens = tokens(plan, vocab);
+    let room = plan.context().saturating_sub(NEW_TOKENS);
+    let prompts: Vec<Prompt> = (0..plan.documents)
+        .map(|group| Prompt {
+            tokens: tokens[..document_tokens(group).min(room)].to_vec(),
+            group,
+        })
+        .collect();
+    let limits = Limits {
+        max_new_tokens: NEW_TOKENS,
+        eos: Vec::new(),
+        stop: Vec::new(),
+        first_line: false,
+    };
+    let mut seconds = 0.0;
+    for _ in 0..2 {
+        let start = Instant::now();
+        let open = |_, _: &mut D, _, _| Ok(Vec::new());
+        let decode = |_: &[u32]| Ok(String::new());
+        generate_on(decoders, &prompts, &limits, open, decode, |_, _| Ok(()))?;
+        seconds = start.elapsed().as_secs_f64();
+    }
+    Ok(Some(Documents {
+        count: prompts.len(),
+        prompt_tokens: prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
+        new_tokens: NEW_TOKENS,
+        seconds,
+    }))
+}
+
+/// Any tokens do: time does not depend on them.
+fn tokens(plan: &Plan, vocab: usize) -> Vec<u32> {
+    (0..plan.context()).map(|i| (i % vocab) as u32).collect()
+}
+
 /// A decoder with something to read.
 struct Run<'a, D: ?Sized> {
     decoder: &'a mut D,
     plan: &'a Plan,
-    /// Any tokens do: time does not depend on them.
     tokens: Vec<u32>,
 }
 
 impl<'a, D: Decoder + ?Sized> Run<'a, D> {
     fn new(decoder: &'a mut D, plan: &'a Plan) -> Self {
-        let vocab = decoder.vocab() as u32;
-        let tokens = (0..plan.context() as u32).map(|i| i % vocab).collect();
         Self {
+            tokens: tokens(plan, decoder.vocab()),
             decoder,
             plan,
-            tokens,
         }
     }
 
@@ -309,39 +364,6 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
             seconds,
             tokens: steps * sequences,
         })
-    }
-
-    /// Reads and continues the prompts of an evaluation, scoring aside.
-    fn documents(&mut self) -> Result<Option<Documents>> {
-        if self.plan.documents == 0 {
-            return Ok(None);
-        }
-        let room = self.plan.context().saturating_sub(NEW_TOKENS);
-        let prompts: Vec<Prompt> = (0..self.plan.documents)
-            .map(|group| Prompt {
-                tokens: self.tokens[..document_tokens(group).min(room)].to_vec(),
-                group,
-            })
-            .collect();
-        let limits = Limits {
-            max_new_tokens: NEW_TOKENS,
-            eos: Vec::new(),
-            stop: Vec::new(),
-            first_line: false,
-        };
-        let mut seconds = 0.0;
-        for _ in 0..2 {
-            let start = Instant::now();
-            let decode = |_: &[u32]| Ok(String::new());
-            generate(self.decoder, &prompts, &limits, decode, |_, _| Ok(()))?;
-            seconds = start.elapsed().as_secs_f64();
-        }
-        Ok(Some(Documents {
-            count: prompts.len(),
-            prompt_tokens: prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
-            new_tokens: NEW_TOKENS,
-            seconds,
-        }))
     }
 
     /// Gives the slots of the largest batch the tokens that a step finds in its

@@ -6,13 +6,13 @@ use std::sync::LazyLock;
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use crate::engine::Device;
+use crate::engine::Devices;
 use crate::error::{Error, Result};
 use crate::record::Environment;
 use crate::source::sha256;
 
-/// The machine with `device`, and the sources, as they are now.
-pub fn environment(device: Device) -> Result<Environment> {
+/// The machine with `devices`, the first of which stands for all, and the sources, as they are now.
+pub fn environment(devices: &Devices) -> Result<Environment> {
     let wanted = RefreshKind::nothing()
         .with_memory(MemoryRefreshKind::everything())
         .with_cpu(CpuRefreshKind::nothing());
@@ -22,8 +22,8 @@ pub fn environment(device: Device) -> Result<Environment> {
         .first()
         .map(|cpu| cpu.brand().trim().to_owned());
     Ok(Environment {
-        device: device.to_string(),
-        gpu: device.gpu()?,
+        device: devices.to_string(),
+        gpu: devices.first().gpu()?,
         cpu: cpu
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "unknown".to_owned()),

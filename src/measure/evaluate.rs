@@ -1,8 +1,8 @@
 //! One experiment on one model and one data set: load, ask, score, write.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
@@ -10,12 +10,12 @@ use tracing::info;
 
 use super::bench::speed;
 use super::environment::{environment, program};
-use super::forced::{Reference, read};
+use super::forced::{Reference, WHOLE, read};
 use super::interrupt;
 use super::questions::Questions;
 use crate::coqa::{self, Dataset, STOP, Scoring, Turns};
-use crate::engine::generate::{Completion, Limits, Prompt, generate_in_opened};
-use crate::engine::{Decoder, Device, Opened, Opening, open};
+use crate::engine::generate::{Completion, Limits, Prompt, generate_on};
+use crate::engine::{AnyDecoder, Device, Devices, Opened, Opening, open, open_each};
 use crate::error::Result;
 use crate::experiment::{BASELINE, Experiment};
 use crate::quant::size::model_parts;
@@ -49,8 +49,8 @@ pub struct Options {
     /// End each generation after its first line. Without this the stop string
     /// alone ends it, as in lm-evaluation-harness; scores are the same.
     pub first_line: bool,
-    /// What runs the model.
-    pub device: Device,
+    /// What runs the model, a part of the stories each.
+    pub devices: Devices,
     /// Whether speed is measured as well.
     pub speed: bool,
     /// Folder that the record goes to.
@@ -115,23 +115,29 @@ impl Shared {
                 stop: vec![STOP.to_owned()],
                 first_line: options.first_line,
             },
-            engine: options.device.engine().to_owned(),
-            slots: experiment.slots(options.device.is_gpu()),
+            engine: options.devices.first().engine().to_owned(),
+            slots: experiment.slots(options.devices.first().is_gpu()),
             program: program()?,
         })
     }
 
     /// An engine for the questions, with the weights in `format`.
-    fn engine(&self, format: Format, compute: Compute, slots: usize) -> Result<Opened> {
-        open(Opening {
-            device: self.options.device,
+    fn opening(
+        &self,
+        device: Device,
+        format: Format,
+        compute: Compute,
+        slots: usize,
+    ) -> Opening<'_> {
+        Opening {
+            device,
             model: &self.options.model.path,
             weights: Weights::Checkpoint,
             format,
             compute,
             slots,
             context: self.questions.context(),
-        })
+        }
     }
 }
 
@@ -139,51 +145,63 @@ impl Shared {
 /// of the same key that is already there is read instead.
 pub fn evaluate(
     experiment: &Experiment,
-    shared: &mut Shared,
+    shared: &Shared,
     progress: &ProgressBar,
 ) -> Result<(PathBuf, Record)> {
     let setup = shared.setup(experiment)?;
-    let (device, out) = (shared.options.device, shared.options.out.clone());
+    let (devices, out) = (&shared.options.devices, shared.options.out.clone());
     let finished = Record::path(&out, &setup);
     if finished.is_file() {
         info!("already measured: {}", finished.display());
         return Ok((finished.clone(), Record::open(&finished)?));
     }
     let slots = setup.slots.min(shared.questions.dialogues.len());
-    let Opened {
-        mut decoder,
-        load_seconds,
-        size,
-    } = shared.engine(experiment.format, experiment.compute, slots)?;
-    let mut writer = Writer::begin(
+    let Experiment {
+        format, compute, ..
+    } = *experiment;
+    let opening = shared.opening(devices.first(), format, compute, slots);
+    let mut opened = open_each(devices, opening)?;
+    let load_seconds = load_seconds(&opened);
+    let size = opened[0].size;
+    let mut decoders: Vec<&mut AnyDecoder> =
+        opened.iter_mut().map(|o| o.decoder.as_mut()).collect();
+    let writer = Writer::begin(
         &out,
         Head {
             schema: SCHEMA,
             kind: Kind::Evaluation,
             key: setup.key(),
             setup,
-            environment: environment(device)?,
+            environment: environment(devices)?,
             size,
-            parts: model_parts(&shared.config, experiment.format),
+            parts: model_parts(&shared.config, format),
             constant: shared.constant.clone(),
         },
     )?;
     let start = Instant::now();
-    // Taken out, so that it can change while the rest of `shared` is read.
-    let mut reference = std::mem::take(&mut shared.reference);
-    let run = Run { experiment, shared };
-    let asked = run.ask(decoder.as_mut(), &mut reference, &mut writer, progress);
-    shared.reference = reference;
-    asked?;
+    let run = Run {
+        experiment,
+        shared,
+        baselines: devices.all().iter().map(|_| Mutex::default()).collect(),
+        writer: Mutex::new(writer),
+    };
+    run.ask(&mut decoders, progress)?;
+    let writer = run.writer.into_inner().expect(WHOLE);
     let evaluate_seconds = start.elapsed().as_secs_f64();
-    let plan = Plan::short(device).within(slots, decoder.context());
+    let plan = Plan::short(devices.first());
+    let plan = plan.within(decoders[0].slots(), decoders[0].context());
     let wanted = shared.options.speed;
-    let speed = wanted.then(|| speed(decoder.as_mut(), device, &plan));
+    let speed = wanted.then(|| speed(&mut decoders, devices.first(), &plan));
     writer.finish(Samples {
         load_seconds,
         evaluate_seconds,
         speed: speed.transpose()?,
     })
+}
+
+/// Seconds until all were ready.
+pub(super) fn load_seconds(opened: &[Opened]) -> f64 {
+    opened.iter().map(|o| o.load_seconds).fold(0.0, f64::max)
 }
 
 /// What the name of a folder and the files read from it say of a model.
@@ -223,6 +241,9 @@ fn file_name(path: &Path) -> String {
 struct Run<'a> {
     experiment: &'a Experiment,
     shared: &'a Shared,
+    /// By device, loaded when its engine first asks for one.
+    baselines: Vec<Mutex<Option<Box<AnyDecoder>>>>,
+    writer: Mutex<Writer>,
 }
 
 impl Run<'_> {
@@ -231,17 +252,13 @@ impl Run<'_> {
     /// A slot first reads a story with all its gold answers. Every prompt about
     /// it starts in the same way, so it only has to be continued; the last turn
     /// goes first, because a turn overwrites what comes after it in the cache.
-    fn ask(
-        &self,
-        engine: &mut dyn Decoder,
-        reference: &mut Reference,
-        writer: &mut Writer,
-        progress: &ProgressBar,
-    ) -> Result<()> {
+    fn ask(&self, engines: &mut [&mut AnyDecoder], progress: &ProgressBar) -> Result<()> {
         let questions = &self.shared.questions;
-        let mut indices: Vec<usize> = (0..questions.items.len())
-            .filter(|&i| !writer.has(i))
-            .collect();
+        let mut indices: Vec<usize> = {
+            let writer = self.writer.lock().expect(WHOLE);
+            let all = 0..questions.items.len();
+            all.filter(|&i| !writer.has(i)).collect()
+        };
         indices.sort_by_key(|&i| {
             let item = &questions.items[i];
             (item.story_index, usize::MAX - item.turn_index)
@@ -258,63 +275,57 @@ impl Run<'_> {
             stop: vec![STOP.to_owned()],
             first_line: self.shared.options.first_line,
         };
-        let mut baseline = None;
-        let writer = RefCell::new(writer);
-        generate_in_opened(
-            engine,
+        generate_on(
+            engines,
             &prompts,
             &limits,
-            |engine, slot, story| {
-                self.read(
-                    engine,
-                    slot,
-                    story,
-                    reference,
-                    &mut baseline,
-                    &mut writer.borrow_mut(),
-                )
-            },
+            |place, engine, slot, story| self.read(place, engine, slot, story),
             |ids| self.shared.tokenizer.decode(ids),
             |prompt, completion| {
                 progress.inc(1);
-                writer
-                    .borrow_mut()
-                    .add(self.item(indices[prompt], completion))?;
+                let item = self.item(indices[prompt], completion);
+                self.writer.lock().expect(WHOLE).add(item)?;
                 interrupt::check(&self.shared.options.out)
             },
         )
     }
 
-    /// Reads the story at place `story` of the data set in `slot`, if that is
-    /// not written yet, and returns the tokens that the slot then holds.
+    /// Reads the story at place `story` of the data set in `slot` of the engine
+    /// at `place`, if that is not written yet, and returns the tokens that the
+    /// slot then holds.
     fn read(
         &self,
-        engine: &mut dyn Decoder,
+        place: usize,
+        engine: &mut AnyDecoder,
         slot: usize,
         story: usize,
-        reference: &mut Reference,
-        baseline: &mut Option<Box<dyn Decoder>>,
-        writer: &mut Writer,
     ) -> Result<Vec<u32>> {
+        let reference = &self.shared.reference;
         let questions = &self.shared.questions;
         let id = &questions.dataset.stories[story].id;
         let dialogue = questions.dialogues.iter().find(|d| d.story == *id);
         let dialogue = dialogue.expect("every story that is asked about has its dialogue");
-        if writer.has_forced(dialogue.index) {
+        if self.writer.lock().expect(WHOLE).has_forced(dialogue.index) {
             return Ok(Vec::new());
         }
         let forced = if self.experiment.name == BASELINE {
             reference.remember(engine, slot, dialogue)?
         } else {
             reference.compare(engine, slot, dialogue, || {
-                let baseline = match baseline {
+                let mut baseline = self.baselines[place].lock().expect(WHOLE);
+                let baseline = match &mut *baseline {
                     Some(loaded) => loaded,
-                    none => none.insert(self.shared.engine(Format::Fp16, Compute::F16, 1)?.decoder),
+                    none => {
+                        let device = self.shared.options.devices.all()[place];
+                        let (format, compute) = (Format::Fp16, Compute::F16);
+                        let opening = self.shared.opening(device, format, compute, 1);
+                        none.insert(open(opening)?.decoder)
+                    }
                 };
                 read(baseline.as_mut(), 0, &dialogue.tokens)
             })?
         };
-        writer.add_forced(forced)?;
+        self.writer.lock().expect(WHOLE).add_forced(forced)?;
         Ok(dialogue.tokens[..dialogue.tokens.len() - 1].to_vec())
     }
 

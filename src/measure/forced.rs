@@ -1,8 +1,8 @@
 //! How a model reads the gold text, token by token, and how far its
 //! distributions are from the baseline's.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -19,6 +19,9 @@ const CHUNK_TOKENS: usize = 128;
 /// each experiment.
 const KEPT_BYTES: usize = 1 << 30;
 
+/// Why a lock is not poisoned.
+pub(super) const WHOLE: &str = "nothing panics while it is held";
+
 /// One story with its gold answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dialogue {
@@ -29,11 +32,15 @@ pub struct Dialogue {
     pub tokens: Vec<u32>,
 }
 
-/// The baseline's logits on the dialogues, kept from one experiment to the next.
+/// The baseline's logits on the dialogues, kept from one experiment to the next;
+/// shared by the threads of several engines.
 #[derive(Default)]
-pub struct Reference {
+pub struct Reference(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
     /// By story, `[tokens - 1, vocab]`.
-    logits: HashMap<String, Vec<f32>>,
+    logits: HashMap<String, Arc<Vec<f32>>>,
     bytes: usize,
 }
 
@@ -48,7 +55,7 @@ impl Reference {
     /// Reads a dialogue with the baseline itself, in `slot`, which holds all
     /// its tokens but the last afterwards.
     pub fn remember(
-        &mut self,
+        &self,
         baseline: &mut (impl Decoder + ?Sized),
         slot: usize,
         dialogue: &Dialogue,
@@ -59,9 +66,10 @@ impl Reference {
             ..held_against(&logits, &logits, dialogue)
         };
         let bytes = size_of_val(logits.as_slice());
-        if self.bytes + bytes <= KEPT_BYTES {
-            self.bytes += bytes;
-            self.logits.insert(dialogue.story.clone(), logits);
+        let mut kept = self.0.lock().expect(WHOLE);
+        if kept.bytes + bytes <= KEPT_BYTES {
+            kept.bytes += bytes;
+            kept.logits.insert(dialogue.story.clone(), Arc::new(logits));
         }
         Ok(forced)
     }
@@ -76,10 +84,9 @@ impl Reference {
         dialogue: &Dialogue,
         read_baseline: impl FnOnce() -> Result<Vec<f32>>,
     ) -> Result<Forced> {
-        let baseline = match self.logits.get(&dialogue.story) {
-            Some(kept) => Cow::Borrowed(kept),
-            None => Cow::Owned(read_baseline()?),
-        };
+        let kept = self.0.lock().expect(WHOLE);
+        let kept = kept.logits.get(&dialogue.story).cloned();
+        let baseline = kept.map_or_else(|| read_baseline().map(Arc::new), Ok)?;
         let logits = read(decoder, slot, &dialogue.tokens)?;
         Ok(held_against(&logits, &baseline, dialogue))
     }

@@ -14,7 +14,7 @@ pub fn interrupt() -> bool {
 }
 
 /// Ends a run that writes to `folder` if it was asked to stop.
-pub(super) fn check(folder: &Path) -> Result<()> {
+pub fn check(folder: &Path) -> Result<()> {
     if WANTED.load(Ordering::Relaxed) {
         return Err(Error::Interrupted {
             folder: folder.to_path_buf(),

@@ -13,4 +13,4 @@ pub mod questions;
 pub mod synth;
 
 pub use evaluate::{Options, Shared, evaluate};
-pub use interrupt::interrupt;
+pub use interrupt::{check as check_interrupt, interrupt};

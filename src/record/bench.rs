@@ -52,6 +52,10 @@ pub struct BenchSetup {
     pub config: Config,
     /// What ran the model: `cpu` or `cuda`.
     pub engine: String,
+    /// How many devices read the documents, each with a copy of the model;
+    /// everything else is of the first.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub devices: usize,
     /// Sequences that the engine had room for.
     pub slots: usize,
     /// Tokens that each of them had room for.
@@ -59,6 +63,14 @@ pub struct BenchSetup {
     pub plan: Plan,
     /// SHA-256 of the program that ran.
     pub program: String,
+}
+
+const fn one() -> usize {
+    1
+}
+
+fn is_one(number: &usize) -> bool {
+    *number == 1
 }
 
 impl BenchSetup {

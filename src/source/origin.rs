@@ -1,5 +1,6 @@
 //! Where a model's tensors come from: a checkpoint, or a seed.
 
+use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -44,6 +45,16 @@ impl FromStr for Weights {
                 format!("`{text}`"),
                 "use one of these",
             )),
+        }
+    }
+}
+
+impl fmt::Display for Weights {
+    /// The text that is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Checkpoint => f.pad("checkpoint"),
+            Self::Random { seed } => f.pad(&format!("random:{seed}")),
         }
     }
 }

@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::judge::{Comparison, Row};
 use super::number::Unit;
-use super::speed::{self, Speed};
+use super::speed::{self, Decode, Speed};
 use crate::error::Result;
 use crate::experiment::CONTROL;
 use crate::record::Bench;
@@ -136,13 +136,14 @@ fn noise_floor(control: &Row) -> Option<String> {
     ))
 }
 
-/// The speed of each format, a line each; columns for what every bench has.
+/// The speed of each format, a line each; columns for what the bench with the
+/// most batches has.
 pub fn speed(benches: &[Bench]) -> Result<String> {
     let speeds: Vec<Speed> = benches
         .iter()
         .map(|bench| speed::speed(bench.head.setup.format, bench.head.parts, &bench.speed))
         .collect::<Result<_>>()?;
-    let Some(first) = speeds.first() else {
+    let Some(first) = speeds.iter().max_by_key(|speed| speed.decode.len()) else {
         return Ok(String::new());
     };
     let mut header = vec!["format".to_owned(), "load, s".to_owned()];
@@ -152,12 +153,12 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
     header.push("% of copy".to_owned());
     let decodes = first.decode.iter();
     header.extend(decodes.map(|d| format!("b={}, tokens/s", d.sequences)));
-    header.extend(
-        first
-            .documents
-            .iter()
-            .map(|d| format!("{} prompts, s", d.count)),
-    );
+    let devices = match benches[0].head.setup.devices {
+        1 => String::new(),
+        count => format!(" on {count} devices"),
+    };
+    let documents = first.documents.iter();
+    header.extend(documents.map(|d| format!("{} prompts{devices}, s", d.count)));
     if !first.energy.is_empty() {
         header.push("J/token b=1".to_owned());
     }
@@ -171,16 +172,23 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
             bench.head.setup.format.label(bench.head.setup.compute),
             Unit::Seconds.print(bench.load_seconds),
         ];
-        let prefills = speed.prefill.iter();
-        row.extend(prefills.map(|p| Unit::Milliseconds.print(p.seconds.median.value)));
+        row.extend(first.prefill.iter().map(|column| {
+            let found = speed.prefill.iter().find(|p| p.tokens == column.tokens);
+            found.map_or_else(String::new, |p| {
+                Unit::Milliseconds.print(p.seconds.median.value)
+            })
+        }));
         let single = speed.single.as_ref();
         row.push(single.map_or_else(String::new, |d| {
             Unit::Milliseconds.print(d.seconds.median.value)
         }));
         let share = single.and_then(|d| d.bandwidth_share);
         row.push(share.map_or_else(String::new, |share| Unit::Percent.print(share)));
-        let decodes = speed.decode.iter();
-        row.extend(decodes.map(|d| Unit::PerSecond.print(d.tokens_per_second)));
+        row.extend(first.decode.iter().map(|column| {
+            let same = |d: &&Decode| d.sequences == column.sequences;
+            let found = speed.decode.iter().find(same);
+            found.map_or_else(String::new, |d| Unit::PerSecond.print(d.tokens_per_second))
+        }));
         let documents = speed.documents.iter();
         row.extend(documents.map(|d| Unit::Seconds.print(d.seconds)));
         let energy = speed.energy.iter().find(|e| e.sequences == 1);

@@ -21,6 +21,31 @@ impl Deref for Locked {
     }
 }
 
+/// Number of the card that `LLAMA_QUANT_DEVICE` names.
+pub fn ordinal() -> usize {
+    std::env::var("LLAMA_QUANT_DEVICE")
+        .ok()
+        .and_then(|name| name.strip_prefix("cuda:")?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// The card of [`card`] and another one of the same machine.
+///
+/// # Panics
+/// Where there is one GPU; the message names the filter.
+pub fn two_cards() -> (Locked, Card) {
+    let first = card();
+    let other = usize::from(first.ordinal == 0);
+    let count = Card::count();
+    assert!(
+        count > 1,
+        "this test needs two NVIDIA GPUs, and there is {count}; leave these tests out with \
+         `-- --ignored --skip two_gpus`"
+    );
+    let other = Card::open(other).unwrap_or_else(|e| panic!("the other GPU: {e}"));
+    (first, other)
+}
+
 /// Waits for the lock and opens `LLAMA_QUANT_DEVICE`, `cuda:0` by default.
 /// Fails where there is no GPU: a test that needs one never passes without.
 pub fn card() -> Locked {
@@ -31,10 +56,7 @@ pub fn card() -> Locked {
         .open(&path)
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     lock.lock().expect("a lock on the GPU");
-    let ordinal = std::env::var("LLAMA_QUANT_DEVICE")
-        .ok()
-        .and_then(|name| name.strip_prefix("cuda:")?.parse().ok())
-        .unwrap_or(0);
-    let card = Card::open(ordinal).unwrap_or_else(|e| panic!("this test needs an NVIDIA GPU: {e}"));
+    let card =
+        Card::open(ordinal()).unwrap_or_else(|e| panic!("this test needs an NVIDIA GPU: {e}"));
     Locked { card, _lock: lock }
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use llama_quant::engine::cpu::CpuEngine;
-use llama_quant::engine::cuda::CudaEngine;
+use llama_quant::engine::cuda::{Card, CudaEngine};
 use llama_quant::engine::llama::Llama;
 use llama_quant::engine::math::arg_max;
 use llama_quant::engine::{Decoder, Segment};
@@ -15,7 +15,7 @@ use llama_quant::source::origin::Origin;
 use rstest::rstest;
 
 use crate::common::{Tensors, golden, relative_distance};
-use crate::gpu::{Locked, card};
+use crate::gpu::card;
 use crate::random::Random;
 
 const FP16: Format = Format::Fp16;
@@ -34,13 +34,7 @@ pub fn weights(dir: &Path) -> Origin {
     Origin::Stored(Checkpoint::open(dir).expect("a checkpoint"))
 }
 
-pub fn engine(
-    card: &Locked,
-    dir: &Path,
-    format: Format,
-    slots: usize,
-    context: usize,
-) -> CudaEngine {
+pub fn engine(card: &Card, dir: &Path, format: Format, slots: usize, context: usize) -> CudaEngine {
     let config = Config::open(dir).expect("a configuration");
     CudaEngine::new(
         card,

@@ -14,7 +14,7 @@ use crate::gpu::card;
 use crate::random::Random;
 
 /// Prompts of different lengths, as questions about stories have them.
-fn prompts(count: usize, vocab: usize) -> Vec<Vec<u32>> {
+pub fn prompts(count: usize, vocab: usize) -> Vec<Vec<u32>> {
     let mut random = Random::new(21);
     (0..count)
         .map(|_| {
@@ -25,7 +25,7 @@ fn prompts(count: usize, vocab: usize) -> Vec<Vec<u32>> {
 }
 
 /// Greedy continuations, `batch` sequences at a time in `order`; by prompt.
-fn continuations(
+pub fn continuations(
     engine: &mut CudaEngine,
     prompts: &[Vec<u32>],
     order: &[usize],
@@ -61,7 +61,7 @@ fn bits(logits: &[f32]) -> String {
 }
 
 /// A digest of the logits after every token of `tokens`, cut into `cuts`.
-fn logits(engine: &mut CudaEngine, slot: usize, tokens: &[u32], cuts: &[usize]) -> String {
+pub fn logits(engine: &mut CudaEngine, slot: usize, tokens: &[u32], cuts: &[usize]) -> String {
     let mut all = Vec::new();
     let mut start = 0;
     for end in cuts.iter().copied().chain([tokens.len()]) {

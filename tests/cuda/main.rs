@@ -4,13 +4,19 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/experiments.rs"]
+mod experiments;
 #[path = "../common/gpu.rs"]
 mod gpu;
+#[path = "../common/machine_code.rs"]
+mod machine_code;
 #[path = "../common/random.rs"]
 mod random;
 
+mod faults;
 mod forward;
 mod invariance;
 mod products;
 mod timeline;
+mod two;
 mod weights;

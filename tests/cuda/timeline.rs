@@ -26,8 +26,8 @@ fn a_step_of_one_sequence_goes_through_its_phases_in_order(
     let dir = fixture().join("../configs/llama-3.2-1b");
     let config = Config::open(&dir).expect("a configuration");
     let weights = Origin::Random { seed: 1 };
-    let mut engine =
-        CudaEngine::new(&card, config, &weights, format, Compute::F16, (4, 256)).expect("an engine");
+    let mut engine = CudaEngine::new(&card, config, &weights, format, Compute::F16, (4, 256))
+        .expect("an engine");
     let prompt: Vec<u32> = (0..128).collect();
     let segments = (0..batch).map(|slot| Segment {
         slot,
@@ -50,21 +50,38 @@ fn a_step_of_one_sequence_goes_through_its_phases_in_order(
     }
     let Some(last) = timelines.pop() else {
         // INT8 of several tokens does not fit into shared memory.
-        assert!(batch > 1, "{format:?}: a step of one sequence is one kernel");
+        assert!(
+            batch > 1,
+            "{format:?}: a step of one sequence is one kernel"
+        );
         return;
     };
     let phases = last.phases;
     let blocks: Vec<&[[u64; 4]]> = last.stamps.chunks(phases).collect();
-    let begun = blocks.iter().map(|block| block[0][0]).min().expect("blocks");
-    let ended = blocks.iter().map(|block| block[phases - 1][3]).max().expect("blocks");
-    println!("{format:?}, {batch} sequences: {:.1} us", (ended - begun) as f64 / 1e3);
+    let begun = blocks
+        .iter()
+        .map(|block| block[0][0])
+        .min()
+        .expect("blocks");
+    let ended = blocks
+        .iter()
+        .map(|block| block[phases - 1][3])
+        .max()
+        .expect("blocks");
+    println!(
+        "{format:?}, {batch} sequences: {:.1} us",
+        (ended - begun) as f64 / 1e3
+    );
     for (which, name) in ["qkv", "o", "gate and up", "down"].iter().enumerate() {
         // Without the first layer, where everything starts.
         let of = |from: usize, to: usize| {
             let each = blocks.iter().flat_map(|block| {
                 let there = (4 + which..phases - 1).step_by(4).map(move |p| block[p]);
                 there.filter(|s| s[1] > 0).map(|s| {
-                    assert!(s[0] <= s[1] && s[1] <= s[2] && s[2] <= s[3], "{name}: {s:?}");
+                    assert!(
+                        s[0] <= s[1] && s[1] <= s[2] && s[2] <= s[3],
+                        "{name}: {s:?}"
+                    );
                     (s[to] - s[from]) as f64 / 1e3
                 })
             });
@@ -78,8 +95,15 @@ fn a_step_of_one_sequence_goes_through_its_phases_in_order(
         );
     }
     let head = |from: usize, to: usize| {
-        let each = blocks.iter().map(|b| (b[phases - 1][to] - b[phases - 1][from]) as f64 / 1e3);
+        let each = blocks
+            .iter()
+            .map(|b| (b[phases - 1][to] - b[phases - 1][from]) as f64 / 1e3);
         median(each.collect())
     };
-    println!("        head: input {:.2} us, products {:.2}, hand-over {:.2}", head(0, 1), head(1, 2), head(2, 3));
+    println!(
+        "        head: input {:.2} us, products {:.2}, hand-over {:.2}",
+        head(0, 1),
+        head(1, 2),
+        head(2, 3)
+    );
 }

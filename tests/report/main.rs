@@ -349,6 +349,33 @@ fn of_several_benches_of_one_format_the_latest_counts_and_machines_stay_apart() 
 }
 
 #[test]
+fn benches_on_several_gpus_or_with_long_caches_stay_apart() {
+    let recipe = Recipe {
+        experiments: vec!["bnb_4bit_nf4"],
+        ..Recipe::default()
+    };
+    let one = benches(&recipe).remove(0);
+    let (mut two, mut long) = (one.clone(), one.clone());
+    two.head.setup.devices = 2;
+    long.head.setup.plan.cached_tokens = 8192;
+    let records = Records {
+        evaluations: Vec::new(),
+        benches: vec![one, two, long],
+    };
+    let found = findings(&records, Resampling::default()).unwrap().benches;
+    let titles: Vec<&str> = found.iter().map(|b| b.title.as_str()).collect();
+    let title = "Speed of toy-llama, cuda, random weights";
+    assert_eq!(
+        titles,
+        [
+            format!("{title}: A card"),
+            format!("{title}: 2 x A card"),
+            format!("{title}, 8192 cached tokens: A card")
+        ]
+    );
+}
+
+#[test]
 fn a_single_record_is_reported_without_a_comparison() {
     let recipe = Recipe {
         experiments: vec!["fp16_baseline"],

@@ -173,6 +173,7 @@ fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
     let seed = recipe.seed;
     let named = |plain: &str| recipe.text.unwrap_or(plain).to_owned();
     let setup = BenchSetup {
+        devices: 1,
         experiment: head.setup.experiment,
         format: head.setup.format,
         compute: head.setup.compute,
@@ -201,7 +202,7 @@ fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
         plan: Plan {
             prefill_tokens: vec![60, 120, 240],
             batches: vec![1, 4, 16],
-            cached_tokens: 100 + seed as usize,
+            cached_tokens: Plan::CACHED_TOKENS,
             repetitions: 4,
             steps: 4,
             energy_seconds: 5.0,

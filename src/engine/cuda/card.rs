@@ -5,9 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute, CUfunction_attribute, CUgraphInstantiate_flags, CUstreamCaptureMode,
+};
+use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result};
 
+use super::launched::{Launched, Names, blamed, blocking, loses_device};
 use crate::error::{Error, Result};
 use crate::quant::size::MIB;
 
@@ -22,6 +25,9 @@ pub struct Card {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     allocated: Arc<Allocated>,
+    launched: Arc<Launched>,
+    /// Whether every launch is waited for, so that an error names one kernel.
+    blocking: bool,
     /// Whether a kernel may start before the one ahead of it has ended.
     dependent_launches: bool,
     pub ordinal: usize,
@@ -73,6 +79,16 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 // SAFETY: the memory belongs to the value and has no thread of its own.
 unsafe impl<T: Plain + Send> Send for Pinned<T> {}
+// SAFETY: a graph may be used from any thread that has bound the context, one
+// at a time, and every use binds it.
+unsafe impl Send for Graph {}
+
+/// Launches that were captured and are repeated as one.
+pub struct Graph {
+    graph: CudaGraph,
+    kernels: Names,
+    card: Card,
+}
 
 /// Types that mean the same bytes on host and device, with no gap and no
 /// invalid bit pattern.
@@ -158,7 +174,12 @@ impl Card {
                 thing(),
                 "a working NVIDIA driver and a GPU",
                 described(e),
-                "check that nvidia-smi lists the GPU, or pass --device cpu",
+                if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                    "close other programs on the GPU, pass --device cuda:N for another one, or \
+                     --device cpu"
+                } else {
+                    "check that nvidia-smi lists the GPU, or pass --device cpu"
+                },
             )
         };
         result::init().map_err(refused)?;
@@ -202,6 +223,8 @@ impl Card {
             dependent_launches: capability >= (9, 0) && version >= 12_030,
             cuda: format!("{}.{}", version / 1000, version % 1000 / 10),
             allocated: Arc::default(),
+            launched: Arc::default(),
+            blocking: blocking(),
             context,
             stream,
             ordinal,
@@ -211,12 +234,13 @@ impl Card {
         })
     }
 
-    /// Whether a driver and at least one GPU are there; no context is made.
-    pub fn any() -> bool {
+    /// How many GPUs there are, none without a driver; no context is made.
+    pub fn count() -> usize {
         // SAFETY: looks for the library by name and does nothing else.
-        (unsafe { sys::is_culib_present() })
-            && result::init().is_ok()
-            && CudaContext::device_count().is_ok_and(|n| n > 0)
+        if !unsafe { sys::is_culib_present() } || result::init().is_err() {
+            return 0;
+        }
+        CudaContext::device_count().map_or(0, |n| n as usize)
     }
 
     /// The name under which other libraries know the card.
@@ -224,7 +248,7 @@ impl Card {
         let uuid = self
             .context
             .uuid()
-            .map_err(failed("asking for the card's name"))?;
+            .map_err(self.failed("asking for the card's name"))?;
         let hex: Vec<String> = uuid
             .bytes
             .iter()
@@ -246,7 +270,7 @@ impl Card {
         let (free, _) = self
             .context
             .mem_get_info()
-            .map_err(failed("asking for free memory"))?;
+            .map_err(self.failed("asking for free memory"))?;
         Ok(free as u64)
     }
 
@@ -262,16 +286,10 @@ impl Card {
         self.bind()?;
         // SAFETY: a plain allocation; 0 bytes are not asked for.
         let address = unsafe { result::malloc_sync(bytes.max(16)) }.map_err(|e| {
-            let free = self.free_bytes().unwrap_or_default();
             if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                Error::device(
-                    format!("{}: memory for {what}", self.name),
-                    format!("{:.0} MiB", bytes as f64 / MIB),
-                    format!("{:.0} MiB free", free as f64 / MIB),
-                    "close other programs on the GPU, take a smaller format, or pass --device cpu",
-                )
+                self.no_room(what, format!("{:.0} MiB", bytes as f64 / MIB))
             } else {
-                failed("allocating device memory")(e)
+                self.failed("allocating device memory")(e)
             }
         })?;
         let now = self
@@ -287,7 +305,7 @@ impl Card {
         };
         // SAFETY: the allocation holds that many bytes.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
-            .map_err(failed("clearing device memory"))?;
+            .map_err(self.failed("clearing device memory"))?;
         Ok(buffer)
     }
 
@@ -307,7 +325,7 @@ impl Card {
         unsafe {
             result::memcpy_htod_async(to.address + offset as u64, values, self.stream.cu_stream())
         }
-        .map_err(failed("copying to the device"))
+        .map_err(self.failed("copying to the device"))
     }
 
     /// Copies `count` values from byte `offset` of `from`, after all work so far.
@@ -323,7 +341,7 @@ impl Card {
         unsafe {
             let room = std::slice::from_raw_parts_mut(values.as_mut_ptr(), count);
             result::memcpy_dtoh_async(room, from.address + offset as u64, self.stream.cu_stream())
-                .map_err(failed("copying from the device"))?;
+                .map_err(self.failed("copying from the device"))?;
             self.wait("copying from the device")?;
             values.set_len(count);
         }
@@ -336,8 +354,17 @@ impl Card {
         let bytes = (length * size_of::<T>()).max(16);
         // SAFETY: a plain allocation, cleared before use.
         let address = unsafe {
-            let address =
-                result::malloc_host(bytes, 0).map_err(failed("allocating page-locked memory"))?;
+            let address = result::malloc_host(bytes, 0).map_err(|e| {
+                if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                    return Error::device(
+                        "page-locked memory of the host",
+                        format!("{bytes} bytes"),
+                        described(e),
+                        "close other programs, or raise the limit of locked memory",
+                    );
+                }
+                self.failed("allocating page-locked memory")(e)
+            })?;
             std::ptr::write_bytes(address.cast::<u8>(), 0, bytes);
             address.cast::<T>()
         };
@@ -383,7 +410,7 @@ impl Card {
             )
         }
         .result()
-        .map_err(failed("describing a matrix to the copy engine"))?;
+        .map_err(self.failed("describing a matrix to the copy engine"))?;
         Ok(TensorMap(map.opaque))
     }
 
@@ -496,20 +523,78 @@ impl Card {
             )
         };
         launched.result().map_err(|e| {
-            Error::engine(
-                format!(
-                    "launching kernel {} on {} ({}, {}, {} blocks of {threads} threads)",
-                    kernel.name, self.name, grid.0, grid.1, grid.2
-                ),
-                described(e),
-            )
+            let doing = format!(
+                "launching kernel {} on {} ({}, {}, {} blocks of {threads} threads)",
+                kernel.name, self.name, grid.0, grid.1, grid.2
+            );
+            self.failed(&doing)(e)
+        })?;
+        self.launched.kernel(&kernel.name);
+        if self.blocking {
+            self.wait("waiting for a launch")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all work so far is done. An error names `doing` and the
+    /// kernels launched since the last wait.
+    pub fn wait(&self, doing: &str) -> Result<()> {
+        self.stream.synchronize().map_err(self.failed(doing))?;
+        self.launched.waited();
+        Ok(())
+    }
+
+    /// Whether every launch is waited for: nothing can be captured then.
+    pub fn is_blocking(&self) -> bool {
+        self.blocking
+    }
+
+    /// Captures what `launches` would launch. Not where [`Card::is_blocking`].
+    pub fn capture(&self, what: &str, launches: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.bind()?;
+        let doing = format!("capturing {what}");
+        self.stream
+            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(self.failed(&doing))?;
+        let (captured, kernels) = self.launched.captured(launches);
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        // Ended also after an error, so that the stream can go on.
+        let graph = self.stream.end_capture(flags).map_err(self.failed(&doing));
+        captured?;
+        let graph = graph?.ok_or_else(|| Error::engine(&doing, "an empty graph"))?;
+        Ok(Graph {
+            graph,
+            kernels,
+            card: self.clone(),
         })
     }
 
-    /// Waits until all work so far is done. An error names `doing`, the kernels
-    /// among them.
-    pub fn wait(&self, doing: &str) -> Result<()> {
-        self.stream.synchronize().map_err(failed(doing))
+    /// Turns a driver's error into one that says what was being done: of memory
+    /// that ran out, of a device that is lost and the kernels it can be of, or
+    /// of anything else.
+    pub(super) fn failed<'a>(&'a self, doing: &'a str) -> impl Fn(DriverError) -> Error + 'a {
+        move |e| {
+            if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                return self.no_room(doing, "what the driver needs for it");
+            }
+            let said = described(e);
+            if !loses_device(e.0) {
+                return Error::engine(doing, said);
+            }
+            self.launched.lose();
+            Error::lost(doing, blamed(&self.launched.names(), &said))
+        }
+    }
+
+    fn no_room(&self, what: &str, wanted: impl Into<String>) -> Error {
+        let free = self.context.mem_get_info().map_or(0, |(free, _)| free);
+        Error::device(
+            format!("{}: memory for {what}", self.name),
+            wanted,
+            format!("{:.0} MiB free", free as f64 / MIB),
+            "close other programs on the GPU, pass --experiment with one of a smaller format, \
+             --device cuda:N for another GPU, or --device cpu",
+        )
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
@@ -519,7 +604,7 @@ impl Card {
     pub(super) fn bind(&self) -> Result<()> {
         self.context
             .bind_to_thread()
-            .map_err(failed("binding the device's context"))
+            .map_err(self.failed("binding the device's context"))
     }
 
     /// Lets blocks of `function` use `bytes` of shared memory. All functions
@@ -540,7 +625,7 @@ impl Card {
             // SAFETY: a valid function of this context.
             unsafe { sys::cuFuncSetAttribute(function, which, value) }
                 .result()
-                .map_err(failed("raising the limit of shared memory"))?;
+                .map_err(self.failed("raising the limit of shared memory"))?;
         }
         Ok(())
     }
@@ -557,7 +642,7 @@ impl Card {
         let bytes = self
             .context
             .attribute(which)
-            .map_err(failed("asking for the limit of shared memory"))?;
+            .map_err(self.failed("asking for the limit of shared memory"))?;
         Ok(bytes as u32)
     }
 }
@@ -580,13 +665,30 @@ impl Drop for Buffer {
             .allocated
             .now
             .fetch_sub(self.bytes as u64, Ordering::Relaxed);
-        if self.card.bind().is_ok() {
+        // Of a lost device nothing can be freed; the end of the process does that.
+        if !self.card.launched.is_lost() && self.card.bind().is_ok() {
             // SAFETY: allocated by `zeros`, freed once; freeing waits for the device.
             let freed = unsafe { result::free_sync(self.address) };
-            if let Err(e) = freed {
-                tracing::warn!("freeing device memory: {}", described(e));
+            if let Err(e) = freed.map_err(self.card.failed("freeing device memory")) {
+                tracing::warn!("{e}");
             }
         }
+    }
+}
+
+impl Graph {
+    /// Launches what was captured; see [`Card::launch`].
+    pub fn launch(&self, doing: &str) -> Result<()> {
+        self.graph.launch().map_err(self.card.failed(doing))?;
+        self.card.launched.graph(&self.kernels);
+        Ok(())
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // The handles are destroyed next, on whatever thread this is.
+        let _ = self.card.bind();
     }
 }
 
@@ -610,17 +712,18 @@ impl<T: Plain> Pinned<T> {
 
 impl<T: Plain> Drop for Pinned<T> {
     fn drop(&mut self) {
-        if self.card.bind().is_ok() {
+        if !self.card.launched.is_lost() && self.card.bind().is_ok() {
             // SAFETY: allocated by `pinned`, freed once.
-            if let Err(e) = unsafe { result::free_host(self.address.cast()) } {
-                tracing::warn!("freeing page-locked memory: {}", described(e));
+            let freed = unsafe { result::free_host(self.address.cast()) };
+            if let Err(e) = freed.map_err(self.card.failed("freeing page-locked memory")) {
+                tracing::warn!("{e}");
             }
         }
     }
 }
 
 /// What the driver says about an error.
-pub(super) fn described(e: DriverError) -> String {
+fn described(e: DriverError) -> String {
     let name = e
         .error_name()
         .ok()
@@ -633,11 +736,6 @@ pub(super) fn described(e: DriverError) -> String {
         (Some(name), Some(text)) => format!("{name} ({text})"),
         _ => format!("{e:?}"),
     }
-}
-
-/// Turns a driver's error into one that says what was being done.
-pub(super) fn failed(doing: &str) -> impl Fn(DriverError) -> Error + '_ {
-    move |e| Error::engine(doing, described(e))
 }
 
 /// Where compiled kernels are kept: `LLAMA_QUANT_CACHE`, the user's cache

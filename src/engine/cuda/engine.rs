@@ -3,10 +3,7 @@
 
 use std::collections::HashMap;
 
-use cudarc::driver::CudaGraph;
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-
-use super::card::{Arguments, Buffer, Card, Pinned, Plain, failed};
+use super::card::{Arguments, Buffer, Card, Graph, Pinned, Plain};
 use super::kernels::{ATTENTION, Kernels, QUANTISE, TOKEN};
 use super::linear::Linear;
 use super::model::{Layer, Model, check as check_shape};
@@ -75,7 +72,7 @@ struct Workspace {
 /// A model on the card with its key-value cache.
 pub struct CudaEngine {
     // Graphs refer to everything below and go first.
-    graphs: HashMap<(usize, usize), CudaGraph>,
+    graphs: HashMap<(usize, usize), Graph>,
     /// Steps of a few tokens in one kernel, where card and shape allow it.
     persistent: Option<Persistent>,
     work: Workspace,
@@ -149,9 +146,26 @@ impl CudaEngine {
         let rows = CHUNK_TOKENS.min((slots * context).next_multiple_of(128));
         let work = Workspace::new(card, &model, rows, slots.min(MOST_SEQUENCES), context)?;
         let config = &model.config;
+        let linears = config.layer_linears();
+        let widest = linears.iter().map(|&(_, _, columns)| columns).max();
+        let room = Room {
+            format,
+            compute,
+            path,
+            tokens: work.rows,
+            columns: widest.unwrap_or_default(),
+            elements: model.largest_linear(),
+        };
+        let products = Products::new(card, &kernels, room)?;
+        let persistent = Persistent::new(card, &kernels, &model)?;
+        // Last, since the cache takes what is left.
         let slot_bytes = 2 * config.kv_heads * context * config.head_dim * config.layers;
         let free = card.free_bytes()?.saturating_sub(RESERVE) as usize;
         let fit = (free / (2 * slot_bytes)).saturating_sub(1).clamp(1, slots);
+        if fit < slots {
+            let name = &card.name;
+            tracing::warn!("{name}: memory for the caches of {fit} of {slots} sequences");
+        }
         let keys = card.zeros("keys", (fit + 1) * slot_bytes)?;
         let values = card.zeros("values", (fit + 1) * slot_bytes)?;
         // Loaded now, since a function cannot be loaded while a graph is captured.
@@ -167,18 +181,6 @@ impl CudaEngine {
         for name in attention.iter().map(String::as_str).chain(others) {
             kernels.get(name)?;
         }
-        let linears = config.layer_linears();
-        let widest = linears.iter().map(|&(_, _, columns)| columns).max();
-        let room = Room {
-            format,
-            compute,
-            path,
-            tokens: work.rows,
-            columns: widest.unwrap_or_default(),
-            elements: model.largest_linear(),
-        };
-        let products = Products::new(card, &kernels, room)?;
-        let persistent = Persistent::new(card, &kernels, &model)?;
         card.wait("preparing the engine")?;
         Ok(Self {
             graphs: HashMap::new(),
@@ -587,13 +589,14 @@ impl CudaEngine {
             self.give_rows(rows, batch)?;
         }
         self.following.clear();
+        if self.card.is_blocking() {
+            return self.step_kernels(batch, chunks);
+        }
         if !self.graphs.contains_key(&(batch, chunks)) {
             let graph = self.capture(batch, chunks)?;
             self.graphs.insert((batch, chunks), graph);
         }
-        self.graphs[&(batch, chunks)]
-            .launch()
-            .map_err(failed("launching a decode step"))
+        self.graphs[&(batch, chunks)].launch("launching a decode step")
     }
 
     /// Starts one step of a few rows, which is one kernel.
@@ -646,18 +649,9 @@ impl CudaEngine {
     }
 
     /// Captures one decode step of `batch` rows.
-    fn capture(&self, batch: usize, chunks: usize) -> Result<CudaGraph> {
-        let stream = self.card.stream();
-        stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-            .map_err(failed("starting to capture a decode step"))?;
-        let captured = self.step_kernels(batch, chunks);
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = stream
-            .end_capture(flags)
-            .map_err(failed("capturing a decode step"));
-        captured?;
-        graph?.ok_or_else(|| Error::engine("capturing a decode step", "an empty graph"))
+    fn capture(&self, batch: usize, chunks: usize) -> Result<Graph> {
+        let launches = || self.step_kernels(batch, chunks);
+        self.card.capture("a decode step", launches)
     }
 
     fn step_kernels(&self, batch: usize, chunks: usize) -> Result<()> {

@@ -12,7 +12,7 @@ use cudarc::nvrtc::sys as nvrtc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::card::{Arguments, Card, HOPPER, Kernel, cache_folder, failed};
+use super::card::{Arguments, Card, HOPPER, Kernel, cache_folder};
 use crate::error::{Error, Result};
 use crate::record::replace;
 use crate::source::hex;
@@ -359,9 +359,8 @@ impl Kernels {
         let mut modules = Vec::new();
         for (program, code) in programs.iter().zip(codes) {
             // SAFETY: whole machine code, checked by its hash or just compiled.
-            let handle = unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(
-                failed(&format!("loading the kernels of {}.cu", program.name)),
-            )?;
+            let handle = unsafe { result::module::load_data(code.as_ptr().cast()) }
+                .map_err(card.failed(&format!("loading the kernels of {}.cu", program.name)))?;
             modules.push(Arc::new(Module {
                 handle,
                 card: card.clone(),

@@ -11,7 +11,7 @@ use half::f16;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 
-use super::card::{Arguments, Card, failed};
+use super::card::{Arguments, Card};
 use super::kernels::{Kernels, QUANTISE};
 use super::linear::stride;
 use crate::error::{Error, Result};
@@ -67,7 +67,7 @@ pub fn copy_bytes_per_second(ordinal: usize) -> Result<f64> {
             unsafe {
                 result::memcpy_dtod_async(to.at(0), from.at(0), bytes, card.stream().cu_stream())
             }
-            .map_err(failed("copying within the card"))?;
+            .map_err(card.failed("copying within the card"))?;
             card.wait("copying within the card")
         })?;
         Ok(2.0 * bytes as f64 / seconds)
@@ -90,7 +90,7 @@ pub fn flops_per_second(ordinal: usize) -> Result<Option<f64>> {
         let matrix = || -> Result<_> {
             let matrix = stream
                 .alloc_zeros::<f16>(SIDE * SIDE)
-                .map_err(failed(doing))?;
+                .map_err(card.failed(doing))?;
             let (address, _) = matrix.device_ptr(&stream);
             let arguments = Arguments::new()
                 .with(address)

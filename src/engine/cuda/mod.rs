@@ -13,6 +13,7 @@
 pub mod card;
 pub mod engine;
 pub mod kernels;
+mod launched;
 pub mod linear;
 pub mod measure;
 pub mod model;

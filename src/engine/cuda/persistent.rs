@@ -184,9 +184,8 @@ impl Persistent {
             return Ok(None);
         };
         let widths = [config.hidden, config.intermediate, config.q_width()];
-        let blocks_of_64 = |linear: &Linear| {
-            !matches!(linear.kind, Kind::Bit4 { .. }) || linear.block() == CHUNK
-        };
+        let blocks_of_64 =
+            |linear: &Linear| !matches!(linear.kind, Kind::Bit4 { .. }) || linear.block() == CHUNK;
         let fits = widths.iter().all(|width| width % SEGMENT == 0)
             && model.layers[0].linears().into_iter().all(blocks_of_64);
         if !fits {

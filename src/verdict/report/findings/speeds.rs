@@ -7,7 +7,7 @@ use super::{Entry, file_name_of, words};
 use crate::error::Result;
 use crate::experiment::EXPERIMENTS;
 use crate::quant::Format;
-use crate::record::{self, Bench, CardState, Memory, Weights};
+use crate::record::{self, Bench, CardState, Memory, Plan, Weights};
 use crate::verdict::speed::{Decode, Documents, Energy, Prefill, Speed, speed};
 
 /// What the formats of one comparison or bench took.
@@ -141,8 +141,8 @@ pub(super) fn single(samples: Option<&record::Speed>) -> Vec<f64> {
     single.map_or_else(Vec::new, |d| d.seconds.clone())
 }
 
-/// `benches` by model, weights, engine and processor. Of several of one
-/// experiment the latest counts.
+/// `benches` by model, weights, engine, processor, number of devices and cached
+/// tokens. Of several of one experiment the latest counts.
 pub(super) fn benched(benches: &[Bench]) -> Result<Vec<Benched>> {
     let mut groups: Vec<Vec<&Bench>> = Vec::new();
     for bench in benches {
@@ -158,7 +158,8 @@ fn same(a: &Bench, b: &Bench) -> bool {
     let of = |bench: &Bench| {
         let (setup, environment) = (&bench.head.setup, &bench.head.environment);
         let model = (setup.model.clone(), setup.config.clone(), setup.weights);
-        (model, setup.engine.clone(), processor(environment))
+        let plan = (setup.devices, setup.plan.cached_tokens);
+        (model, setup.engine.clone(), processor(environment), plan)
     };
     of(a) == of(b)
 }
@@ -206,6 +207,14 @@ fn group(mut benches: Vec<&Bench>) -> Result<Benched> {
         Weights::Random { .. } => ", random weights",
     };
     let (model, engine) = (&setup.model.name, &setup.engine);
+    let several = match setup.devices {
+        1 => String::new(),
+        count => format!("{count} x "),
+    };
+    let cached = match setup.plan.cached_tokens {
+        Plan::CACHED_TOKENS => String::new(),
+        tokens => format!(", {tokens} cached tokens"),
+    };
     let heads = benches.iter().map(|b| {
         let setup = &b.head.setup;
         (&b.head.environment, setup.compute, &setup.program)
@@ -216,9 +225,9 @@ fn group(mut benches: Vec<&Bench>) -> Result<Benched> {
         record: file_name_of(&Bench::path("".as_ref(), &bench.head.setup)),
     };
     Ok(Benched {
-        slug: words(&format!("speed {model} {engine}{weights}")),
+        slug: words(&format!("speed {model} {several}{engine}{weights}{cached}")),
         title: format!(
-            "Speed of {model}, {engine}{weights}: {}",
+            "Speed of {model}, {engine}{weights}{cached}: {several}{}",
             processor(&first.environment)
         ),
         speeds,
