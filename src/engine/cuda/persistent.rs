@@ -20,21 +20,27 @@ pub const MOST_TOKENS: usize = 4;
 const MOST_CHUNKS: usize = 32;
 
 // As in the kernel.
-const WARPS: usize = 16;
+const WARPS: usize = 8;
 const PAD: usize = 20;
 const SLOT: usize = 8192;
-const SCALES: usize = 1024;
-const MOST_SLOTS: usize = 24;
+const SCALES: usize = 2048;
+const MOST_SLOTS: usize = 20;
 const TABLE_AT: usize = 2048;
-const TABLE_BYTES: usize = 256 * 128;
+const TABLE_BYTES: usize = 256 * 256;
 const CHUNK: usize = 64;
 const PHASE_BYTES: usize = 256;
 
-/// Fewest slots with which the ring still keeps memory busy; not less than half
-/// of the warps, see the kernel's `Turn`.
-const FEWEST_SLOTS: usize = WARPS / 2;
+/// Bytes of what a block knows of a phase.
+const HERE_BYTES: usize = 56;
+
+/// Fewest slots with which the ring still keeps memory busy; not less than the
+/// warps, see the kernel's `Turn`.
+const FEWEST_SLOTS: usize = WARPS;
 /// Bytes of sums of a round, if one tile does not need more.
-const SUMS_BYTES: usize = 16 << 10;
+const SUMS_BYTES: usize = 8 << 10;
+/// Bytes of keys and values in shared memory at a time, if two chunks do not
+/// need more.
+const CACHE_BYTES: usize = 48 << 10;
 
 /// Mirrors the kernel's `Phase`.
 #[repr(C)]
@@ -89,6 +95,7 @@ struct Step {
     context: i32,
     ring_slots: i32,
     together: i32,
+    ring_inverse: u32,
     sums_floats: i32,
     plain: i32,
     act_bytes: i32,
@@ -282,6 +289,7 @@ impl Persistent {
             context: rows.context as i32,
             ring_slots: layout.ring_slots as i32,
             together: layout.together as i32,
+            ring_inverse: (1_u32 << 20).div_ceil(layout.ring_slots as u32),
             sums_floats: layout.sums_floats as i32,
             plain: i32::from(first.plain_absmax()),
             act_bytes: layout.act_bytes as i32,
@@ -294,7 +302,7 @@ impl Persistent {
         self.card.launch_together(
             &self.kernel,
             self.card.multiprocessors as u32,
-            32 * (WARPS as u32 + 1),
+            32 * (WARPS as u32 + 2),
             layout.bytes as u32,
             Arguments::new().with(step),
         )
@@ -313,16 +321,15 @@ fn layout(card: &Card, kernels: &Kernels, model: &Model, tokens: usize) -> Optio
     let act_bytes = (tokens * widest * column).next_multiple_of(16);
     let tile_bytes = widest / SEGMENT * tokens * PAD * 4;
     let sums_bytes = tile_bytes.max(SUMS_BYTES);
-    let room_bytes = (act_bytes + 2 * sums_bytes).next_multiple_of(16);
     let chunk_bytes = 2 * CHUNK * config.head_dim * 2;
-    // A longer room would be taken from the ring.
-    let together = (room_bytes / chunk_bytes).clamp(1, WARPS);
-    let room_bytes = room_bytes.max(together * chunk_bytes);
+    let room_bytes = (act_bytes + 2 * sums_bytes).max(CACHE_BYTES).max(2 * chunk_bytes);
+    let together = (room_bytes / chunk_bytes).min(WARPS);
     let tiles = config.hidden.div_ceil(TILE_ROWS);
     let own_bytes = tiles.div_ceil(card.multiprocessors) * tokens * TILE_ROWS * 4;
     let queries = 16 * (config.head_dim / 2 + 4) * 4 + 2 * config.head_dim * 2;
-    let pointers = PHASE_BYTES + (4 * config.layers + 1) * 24;
-    let fixed = tables + room_bytes + own_bytes + queries + pointers;
+    let phases = PHASE_BYTES + (4 * config.layers + 1) * HERE_BYTES;
+    let merged = config.heads / config.kv_heads * (config.head_dim + 2) * 4;
+    let fixed = tables + room_bytes + own_bytes + queries + phases + merged;
     let most = kernels.most_shared() as usize;
     let ring_slots = (most.checked_sub(fixed)? / slot).min(MOST_SLOTS);
     (ring_slots >= FEWEST_SLOTS).then_some(Layout {

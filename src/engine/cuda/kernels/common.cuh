@@ -289,20 +289,25 @@ DEV void offer(u64 best, int token, int tokens, int e, const Output& out) {
 
 // One output of LLM.int8 in the CPU's order of operations. outlier(i): a column
 // in the high half, its FP16 activation in the low; by rising column.
-template <class F>
-DEV float int8_result(int sum, int row, float row_absmax, float token_absmax, int outliers, F outlier,
-                      const u8* weight, int columns) {
+// code(i, column): the weight's code in that outlier's column.
+template <class F, class C>
+DEV float int8_result(int sum, float row_absmax, float token_absmax, int outliers, F outlier, C code) {
     float y = __fmul_rn((float)sum, __fmul_rn(__fmul_rn(token_absmax, row_absmax), 1.0f / (127.0f * 127.0f)));
     if (outliers) {
         float step = __fdiv_rn(row_absmax, 127.0f);
 #pragma unroll 2
         for (int i = 0; i < outliers; i++) {
             u32 one = outlier(i);
-            float w = half_rounded(__fmul_rn((float)(signed char)weight[at_i8(row, one >> 16, columns)], step));
+            float w = half_rounded(__fmul_rn((float)(signed char)code(i, one >> 16), step));
             y = __fadd_rn(y, __fmul_rn(half_to_float((u16)one), w));
         }
     }
     return half_rounded(y);
+}
+template <class F>
+DEV float int8_result(int sum, int row, float row_absmax, float token_absmax, int outliers, F outlier,
+                      const u8* weight, int columns) {
+    return int8_result(sum, row_absmax, token_absmax, outliers, outlier, [&](int, u32 column) { return weight[at_i8(row, column, columns)]; });
 }
 
 // Two outputs of a thread: rows g and g + 8 of a tile, where SwiGLU has gate and

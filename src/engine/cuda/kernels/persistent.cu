@@ -15,12 +15,12 @@
 // Sums run in the order that common.cuh states.
 #if __CUDA_ARCH__ >= 900
 
-#define WARPS 16 // that multiply; one more loads
+#define WARPS 8 // that multiply; one more loads, and one decodes absmax values
 #define CONSUMERS (32 * WARPS)
 #define PAD 20       // floats a token takes in sums: 16 rows, spread over the banks
 #define SLOT 8192    // bytes of weights of a slot of the ring
-#define SCALES 1024  // bytes after them: 4-bit weights' absmax values
-#define MOST_SLOTS 24
+#define SCALES 2048  // bytes after them: 4-bit weights' absmax values
+#define MOST_SLOTS 20
 
 // One product of a layer, or the head.
 struct Phase {
@@ -31,12 +31,18 @@ struct Phase {
     Parts parts; // 4-bit
 };
 #define PHASE_WORDS 32 // of 8 bytes that a phase takes in the list of all
-// What the warps that multiply need of a phase: all are in shared memory, since
-// a look at the list would keep them waiting.
-struct Pointers {
+// A phase as the warps of this block see it, in shared memory, since a look at
+// the list would keep them waiting.
+struct Here {
     const u8* weight;
     const float* norm;
     const float* row_absmax;
+    int rows, columns, segments;
+    int each;     // slots of a tile
+    int mine;     // tiles of this block
+    int together; // tiles of a round: there are threads to finish their rows and room for their sums
+    int at;       // slots of the ring before it
+    int unused;
 };
 
 struct Step {
@@ -64,6 +70,7 @@ struct Step {
     i64 layer_stride; // numbers of a layer's keys
     int batch, layers, hidden, intermediate, q_width, heads, kv_heads, vocab, context;
     int ring_slots, together; // chunks of the cache in shared memory at a time
+    u32 ring_inverse;         // 2^20 / ring_slots, rounded up
     int sums_floats;          // of one of two buffers
     int plain;                // 4-bit: absmax values are not quantised
     // Bytes from the ring's end on: activations are followed by sums; a chunk's
@@ -78,6 +85,11 @@ template <int KIND> struct Unit { enum { BYTES = KIND == F16_WEIGHT ? 8192 : KIN
 DEV void barrier_init(u32 at, int count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
 DEV void barrier_expect(u32 at, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+DEV bool barrier_ended(u32 at, u32 parity) {
+    u32 ended;
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(ended) : "r"(at), "r"(parity) : "memory");
+    return ended;
 }
 DEV void barrier_arrive(u32 at, int count) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
 // Arrives when the thread's copies so far have.
@@ -105,11 +117,28 @@ DEV u32 load_shared1(u32 at) {
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(at));
     return v;
 }
+DEV void load_shared8(u32 at, u32& a, u32& b) { asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "r"(at)); }
+DEV void store_shared(u32 at, u32 a, u32 b) { asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(a), "r"(b) : "memory"); }
 DEV uint4 load_shared16(u32 at) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
     return v;
 }
+// --- pairs of 4-bit values, 256 bytes each, so that one byte permutation makes
+// an address of a packed byte; each lane has its own copy.
+#define STEP_TABLE_BYTES (256 * 256)
+template <bool BF> DEV void fill_table(u32* to, const float* table) {
+    const u32 value = value_bits<BF>(table[threadIdx.x & 15], factor_of<BF>(table));
+    for (int i = threadIdx.x; i < 256 * 32; i += CONSUMERS) {
+        const int byte = i >> 5, lane = i & 31; // the even column is in the low half
+        const u32 low = __shfl_sync(FULL, value, byte & 15), high = __shfl_sync(FULL, value, byte >> 4);
+        if (BF) *(uint2*)(to + byte * 64 + lane * 2) = make_uint2(low, high);
+        else to[byte * 64 + lane] = pair_of(low, high);
+    }
+}
+// lane_part: 4 or 8 times the lane.
+DEV u32 table_at(u32 word, int r, u32 lane_part) { return __byte_perm(word, lane_part, 0x5504 | r << 4); }
+
 // --- mailboxes
 DEV void send(u64* to, u32 bits, u32 tag) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((u64)tag << 32 | bits) : "memory");
@@ -119,14 +148,14 @@ DEV u64 look(const u64* from) {
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
     return v;
 }
-// Numbers first, first + step, ... below `count`, as soon as all have `tag`.
-template <int N> DEV void receive(u32 (&bits)[N], const u64* from, int first, int step, int count, u32 tag) {
+// The first `there` of N numbers, STEP apart, as soon as all have `tag`.
+template <int N, int STEP> DEV void receive(u32 (&bits)[N], const u64* from, int there, u32 tag) {
     bool all;
     do {
         u64 word[N];
         all = true;
 #pragma unroll
-        for (int n = 0; n < N; n++) word[n] = first + n * step < count ? look(from + first + n * step) : (u64)tag << 32;
+        for (int n = 0; n < N; n++) word[n] = n < there ? look(from + n * STEP) : (u64)tag << 32;
 #pragma unroll
         for (int n = 0; n < N; n++) all &= (u32)(word[n] >> 32) == tag, bits[n] = (u32)word[n];
     } while (!all);
@@ -148,6 +177,7 @@ DEV int fragment8(int token, int k, int tokens) {
 __shared__ float scratch[2][16];
 __shared__ float token_absmax[8]; // INT8
 __shared__ int outlier_count[8];
+__shared__ uint4 zero;
 struct Room {
     char* at;
     // 16-bit activations; INT8: [tokens][k] FP16, then codes, then columns of outliers.
@@ -160,154 +190,169 @@ struct Room {
     __device__ __forceinline__ float* own(const Step& s) const { return (float*)(at + s.room_bytes); }
 };
 
-// What a product's input is: the residual stream and its norm, or 16-bit numbers.
-#define FROM_TABLE 0
-#define FROM_RESIDUAL 1
-#define FROM_PAIRS 2
-
-// Half of the warps bring one token to shared memory, normed or quantised.
-// 256 threads; `norm` holds the thread's first weights.
-template <int KIND, bool BF>
-DEV void bring(const Step& s, int source, const u64* mail, u32 tag, const float* weight, const float (&norm)[8], int columns,
-               int token, const Room& room, int thread, int half) {
-    const int warp = thread >> 5, lane = thread & 31, tokens = s.batch;
-    float* scratch = ::scratch[half];
-    const int id = 2 + half;
-    auto put = [&](int k, u16 bits) {
-        if (KIND == INT8_WEIGHT) room.act()[token * columns + k] = bits;
-        else room.act()[fragment16(token, k, tokens)] = bits;
-    };
-    barrier(id, 256); // the token before has left `scratch`
-    if (source != FROM_PAIRS) {
-        // As rms_norm does, to the bit.
-        const u64* from = mail + (i64)token * columns;
-        u32 bits[8];
-        auto fetch = [&](int base) {
-            if (source == FROM_TABLE) {
-                const int id = (int)s.tokens[token];
+// 128 threads, or all of them where there is one token and no norm, bring a
+// token's numbers to shared memory: the residual stream normed, or pairs of
+// 16-bit numbers; for int8 they are quantised. `half`: which 128 threads.
+// `norm` holds as many of the thread's weights as there are registers for; the
+// others are asked for when the sum is there.
+#define HELD 8
+template <bool INT8, bool BF>
+DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, const float (&norm)[HELD], int columns,
+               int token, const Room& room, int half) {
+    const int tokens = s.batch, width = tokens == 1 && !weight ? 256 : 128, id = 2 + (width == 128 ? half : 0);
+    const int thread = threadIdx.x & (width - 1), warp = thread >> 5, lane = thread & 31, warps = width >> 5;
+    float* scratch = ::scratch[id - 2];
+    // Where the first of the thread's numbers goes; those 128 further lie `line` apart.
+    const int first = (threadIdx.x & 127) * (weight ? 1 : 2);
+    u16* to = room.act() + (INT8 ? token * columns + first : fragment16(token, first, tokens));
+    const int line = (INT8 ? 128 : 128 * tokens) * (weight ? 1 : 2);
+    if (token > 1) barrier(id, width); // the token before has left `scratch`
+    u32 bits[16];
+    if (weight) {
+        // As rms_norm does, to the bit: a thread stands for two of its 256.
+        const u64* from = mail + (i64)token * columns + thread;
+        float sum[2] = {0.0f, 0.0f}, scale = 0.0f;
+#pragma unroll 1
+        for (int pass = 0; pass < 2; pass++) {
+#pragma unroll 1
+            for (int base = 0; base < columns; base += 2048) {
+                const int there = (columns - base) >> 7;
+                if (pass == 0 || columns > 2048) receive<16, 128>(bits, from + base, there, tag); // else still held
+                if (pass == 0) {
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    const int k = base + thread + i * 256;
-                    bits[i] = k < columns ? __float_as_uint(half_to_float(s.embedding[at_f16(id, k, columns)])) : 0u;
+                    for (int i = 0; i < 16; i++)
+                        if (i < there) sum[i & 1] = __fmaf_rn(__uint_as_float(bits[i]), __uint_as_float(bits[i]), sum[i & 1]);
+                } else {
+#pragma unroll
+                    for (int i = 0; i < 16; i++) {
+                        if (i >= there) continue;
+                        const float w = base == 0 && i < HELD ? norm[i < HELD ? i : 0] : weight[base + thread + i * 128];
+                        const float v = __fmul_rn(__fmul_rn(__uint_as_float(bits[i]), scale), w);
+                        to[((base >> 7) + i) * line] = BF ? pack1<true>(v) : pack1<false>(v);
+                    }
                 }
-            } else {
-                receive<8>(bits, from, base + thread, 256, columns, tag);
             }
-        };
-        float sum = 0.0f;
-#pragma unroll 1
-        for (int base = 0; base < columns; base += 2048) {
-            fetch(base);
+            if (pass == 1) break;
 #pragma unroll
-            for (int i = 0; i < 8; i++)
-                if (base + thread + i * 256 < columns) sum = __fmaf_rn(__uint_as_float(bits[i]), __uint_as_float(bits[i]), sum);
-        }
-        for (int d = 16; d; d >>= 1) sum = __fadd_rn(sum, __shfl_xor_sync(FULL, sum, d));
-        if (lane == 0) scratch[warp] = sum;
-        barrier(id, 256);
-        sum = 0.0f;
-        for (int i = 0; i < 8; i++) sum = __fadd_rn(sum, scratch[i]);
-        const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)columns), s.eps)));
-#pragma unroll 1
-        for (int base = 0; base < columns; base += 2048) {
-            if (columns > 2048) fetch(base); // else still held
+            for (int d = 16; d; d >>= 1)
+                for (int i = 0; i < 2; i++) sum[i] = __fadd_rn(sum[i], __shfl_xor_sync(FULL, sum[i], d));
+            if (lane == 0) scratch[warp] = sum[0], scratch[4 + warp] = sum[1];
+            barrier(id, width);
+            float all = 0.0f;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const int k = base + thread + i * 256;
-                if (k >= columns) continue;
-                float v = __fmul_rn(__fmul_rn(__uint_as_float(bits[i]), scale), base == 0 ? norm[i] : weight[k]);
-                put(k, BF ? pack1<true>(v) : pack1<false>(v));
-            }
+            for (int i = 0; i < 8; i++) all = __fadd_rn(all, scratch[i]);
+            scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(all, (float)columns), s.eps)));
         }
     } else {
-        const int words = columns / 2;
-        const u64* from = mail + (i64)token * words;
+        // All threads: the second half has every other 2048 pairs.
+        const int words = columns / 2, step = width == 128 ? 2048 : 4096;
 #pragma unroll 1
-        for (int base = 0; base < words; base += 16 * 256) {
-            u32 bits[16];
-            receive<16>(bits, from, base + thread, 256, words, tag);
+        for (int base = width == 128 ? 0 : half * 2048; base < words; base += step) {
+            const int there = (words - base) >> 7;
+            receive<16, 128>(bits, mail + (i64)token * words + base + (threadIdx.x & 127), there, tag);
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
-                const int k = 2 * (base + thread + i * 256);
-                if (k >= columns) continue;
-                *(u32*)(room.act() + (KIND == INT8_WEIGHT ? token * columns + k : fragment16(token, k, tokens))) = bits[i];
-            }
+            for (int i = 0; i < 16; i++)
+                if (i < there) *(u32*)(to + ((base >> 7) + i) * line) = bits[i];
         }
     }
-    if (KIND != INT8_WEIGHT) return;
-    barrier(id, 256);
+    if (!INT8) return;
+    barrier(id, width);
     const u16* mine = room.act() + token * columns;
     float largest = 0.0f;
-    for (int k = thread * 2; k < columns; k += 512) {
-        const u32 pair = *(const u32*)(mine + k);
-        for (int i = 0; i < 2; i++) {
-            float a = fabsf(half_to_float((u16)(pair >> 16 * i)));
-            if (s.threshold == 0.0f || a < s.threshold) largest = fmaxf(largest, a);
+    bool any = false;
+#pragma unroll 2
+    for (int k = thread * 4; k < columns; k += width * 4) {
+        const uint2 four = *(const uint2*)(mine + k);
+        for (int i = 0; i < 4; i++) {
+            float a = fabsf(half_to_float((u16)((i < 2 ? four.x : four.y) >> 16 * (i & 1))));
+            const bool outlier = s.threshold > 0.0f && a >= s.threshold;
+            any |= outlier;
+            if (!outlier) largest = fmaxf(largest, a);
         }
     }
+    // A negative sign says that there is an outlier.
     for (int d = 16; d; d >>= 1) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, d));
-    if (lane == 0) scratch[8 + warp] = largest;
-    barrier(id, 256);
-    for (int i = 0; i < 8; i++) largest = fmaxf(largest, scratch[8 + i]);
+    any = __any_sync(FULL, any);
+    if (lane == 0) scratch[8 + warp] = any ? __int_as_float(__float_as_int(largest) | 0x80000000) : largest;
+    barrier(id, width);
+    any = false;
+    for (int i = 0; i < warps; i++) {
+        const int one = __float_as_int(scratch[8 + i]);
+        any |= one < 0;
+        largest = fmaxf(largest, __int_as_float(one & 0x7fffffff));
+    }
     const float scale = largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f;
-    int written = 0; // by the 256 threads
-    u16* outliers = room.outliers(s) + token * columns;
-    for (int base = 0; base < columns; base += 1024) {
-        const int k = base + thread * 4;
-        u32 word = 0, mask = 0;
-        if (k < columns) {
-            const uint2 four = *(const uint2*)(mine + k);
-            for (int i = 0; i < 4; i++) {
-                float a = half_to_float((u16)((i < 2 ? four.x : four.y) >> 16 * (i & 1)));
-                bool outlier = s.threshold > 0.0f && fabsf(a) >= s.threshold;
-                int code = outlier ? 0 : __float2int_rn(__fmul_rn(a, scale));
-                word |= (u32)(u8)(signed char)code << (8 * i);
-                mask |= outlier ? 1u << i : 0u;
-            }
-            *(u32*)(room.codes(s) + fragment8(token, k, tokens)) = word;
+    u8* codes = room.codes(s) + fragment8(token, thread * 4, tokens);
+#pragma unroll 2
+    for (int k = thread * 4; k < columns; k += width * 4, codes += width / 16 * 64 * tokens) {
+        const uint2 four = *(const uint2*)(mine + k);
+        u32 word = 0;
+        for (int i = 0; i < 4; i++) {
+            const float a = half_to_float((u16)((i < 2 ? four.x : four.y) >> 16 * (i & 1)));
+            const bool outlier = s.threshold > 0.0f && fabsf(a) >= s.threshold;
+            word |= (outlier ? 0u : (u32)(u8)(signed char)__float2int_rn(__fmul_rn(a, scale))) << (8 * i);
         }
-        if (s.threshold == 0.0f) continue;
-        int count = __popc(mask), before = count;
+        *(u32*)codes = word;
+    }
+    if (any) {
+        // Columns by rising number: a thread looks after some that lie together.
+        const int part = (columns + width - 1) / width, from = thread * part, end = min(columns, from + part);
+        int count = 0;
+        for (int k = from; k < end; k++) count += fabsf(half_to_float(mine[k])) >= s.threshold;
+        int before = count;
         for (int d = 1; d < 32; d <<= 1) {
             int v = __shfl_up_sync(FULL, before, d);
             if (lane >= d) before += v;
         }
-        barrier(id, 256); // the round before has been read
-        if (lane == 31) ((int*)scratch)[warp] = before;
-        barrier(id, 256);
-        int at = written + before - count;
-        for (int i = 0; i < 8; i++) {
-            int there = ((int*)scratch)[i];
+        if (lane == 31) ((int*)scratch)[warp] = before; // the sums of the norm have been read
+        barrier(id, width);
+        int at = before - count, written = 0;
+        for (int i = 0; i < warps; i++) {
+            const int there = ((int*)scratch)[i];
             if (i < warp) at += there;
             written += there;
         }
-        for (int i = 0; i < 4; i++)
-            if (mask >> i & 1) outliers[at++] = (u16)(k + i);
+        u16* outliers = room.outliers(s) + token * columns;
+        for (int k = from; k < end; k++)
+            if (fabsf(half_to_float(mine[k])) >= s.threshold) outliers[at++] = (u16)k;
+        if (thread == 0) outlier_count[token] = written;
+    } else if (thread == 0) {
+        outlier_count[token] = 0;
     }
-    if (thread == 0) token_absmax[token] = largest, outlier_count[token] = written;
+    if (thread == 0) token_absmax[token] = largest;
 }
 
 // Where a reader or the writer is in the ring. Different warps read a slot in
 // turn, and one may come to it before what is there for another has even
 // arrived. With one barrier it would take the end of the last round but one for
 // its own, so rounds take several in turns: enough for a warp that has read a
-// slot to know that ROUNDS - 1 rounds before its next one have ended, since the
-// writer goes in order. That takes (ROUNDS - 1) * slots >= WARPS.
+// slot to know that ROUNDS - 1 rounds before the next two of its own have ended,
+// since the writer goes in order. That takes (ROUNDS - 1) * slots >= 2 * WARPS.
 #define ROUNDS 3
 struct Turn {
-    int slot, round;
-    __device__ __forceinline__ u32 full(u32 barriers) const { return barriers + 8 * (round % ROUNDS * MOST_SLOTS + slot); }
-    __device__ __forceinline__ u32 full_parity() const { return round / ROUNDS & 1; }
+    int slot, round, parity; // the round's barrier, and how often it was used
+    u32 empty_parity;
+    __device__ __forceinline__ u32 full(u32 barriers) const { return barriers + 8 * (round * MOST_SLOTS + slot); }
     __device__ __forceinline__ u32 empty(u32 barriers) const { return barriers + 8 * (ROUNDS * MOST_SLOTS + slot); }
+    // 4-bit weights: all is there, absmax values not decoded yet.
+    __device__ __forceinline__ u32 raw(u32 barriers) const { return barriers + 8 * ((ROUNDS + 1) * MOST_SLOTS + slot); }
     __device__ __forceinline__ void advance(int by, int slots) {
         slot += by;
-        while (slot >= slots) slot -= slots, round++;
+        while (slot >= slots) {
+            slot -= slots, empty_parity ^= 1;
+            if (++round == ROUNDS) round = 0, parity ^= 1;
+        }
     }
 };
+// From the number of slots so far. inverse: 2^20 / slots, rounded up.
+DEV Turn turn_at(int at, int slots, u32 inverse) {
+    const int rounds = (int)((u32)at * inverse >> 20);
+    return Turn{at - rounds * slots, rounds % ROUNDS, rounds / ROUNDS & 1, (u32)rounds & 1};
+}
 
 // --- the warp that loads. Fills the ring with the tiles of one phase that are
 // this block's.
-template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 barriers, int slots, Turn& at) {
+template <int K> DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 barriers, int slots, Turn& at) {
     constexpr int UNITS = Unit<K>::COUNT, BYTES = Unit<K>::BYTES;
     const int lane = threadIdx.x & 31;
     const int tiles = (rows + 15) >> 4, segments = columns >> 8, chunks = columns >> 6, each = (segments + UNITS - 1) / UNITS;
@@ -315,14 +360,13 @@ template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int c
         const u8* from = phase.weight + (i64)tile * segments * BYTES;
         for (int j = 0; j < each; j++, from += SLOT) {
             const int units = min(UNITS, segments - j * UNITS);
-            const u32 to = ring + at.slot * stride, done = at.full(barriers);
-            barrier_wait(at.empty(barriers), at.round & 1 ^ 1);
+            const u32 to = ring + at.slot * stride, done = K == BIT4_WEIGHT ? at.raw(barriers) : at.full(barriers);
+            barrier_wait(at.empty(barriers), at.empty_parity ^ 1);
             // A thread left behind by two rounds would take one parity for the other.
             __syncwarp();
             if (lane == 0) {
                 barrier_expect(done, units * BYTES);
                 copy_bulk(to, from, units * BYTES, done);
-                if (COUNTED && K != BIT4_WEIGHT) barrier_arrive(done, 32);
             }
             if (K == BIT4_WEIGHT) {
                 const u32 scales = to + SLOT;
@@ -358,65 +402,100 @@ template <int K, bool COUNTED> DEV void fill(const Phase& phase, int rows, int c
     }
 }
 
-// --- the warps that multiply: one unit
-template <int K, bool BF>
-DEV void multiply(u32 from, int u, u32 map_at, bool plain, float inverse, const uint4* b_at, int tokens, bool real_token, float (&acc)[4], int (&acc8)[4]) {
+// --- the warp that decodes the absmax values of a phase of 4-bit weights: for
+// each row and each 64 columns of a slot, as they are multiplied with. 8 bytes
+// each, [unit][chunk][row].
+template <bool BF>
+DEV void decode(int slots_here, u32 ring, int stride, u32 barriers, u32 map_at, bool plain, float inverse, int slots, Turn& at) {
     const int lane = threadIdx.x & 31;
-    const u32 mine = from + u * Unit<K>::BYTES + lane * 16;
-    const int line = tokens * 4;
-    if (K == BIT4_WEIGHT) {
-        // Lane t decodes the absmax values of chunk t, rows g and g + 8.
-        const int g = lane >> 2, t = lane & 3;
-        float scale[2];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const int row = g + 8 * h;
-            const u32 scales = from + SLOT;
-            if (plain) {
-                scale[h] = __uint_as_float(load_shared(scales + (row * 16 + u * 4 + t) * 4));
-            } else {
-                const u32 code = load_shared1(scales + row * 16 + u * 4 + t);
-                const float nested = __uint_as_float(load_shared(scales + 256 + (row * 4 + u) * 4));
-                const float offset = __uint_as_float(load_shared(scales + 512 + row * 4));
-                scale[h] = __fadd_rn(__fmul_rn(__uint_as_float(load_shared(map_at + code * 4)), nested), offset);
-            }
-        }
-        const u32 replica = replica_of<BF>(lane), bits[2] = {scale_bits<BF>(scale[0], inverse), scale_bits<BF>(scale[1], inverse)};
 #pragma unroll 1
-        for (int c = 0; c < 4; c++) {
-            Scale<BF> s[2];
+    for (int i = 0; i < slots_here; i++, at.advance(1, slots)) {
+        const u32 scales = ring + at.slot * stride + SLOT;
+        barrier_wait(at.raw(barriers), at.empty_parity);
+        __syncwarp();
+        u32 bits[8];
 #pragma unroll
-            for (int h = 0; h < 2; h++) take_scale(s[h], __shfl_sync(FULL, bits[h], (lane & 28) | c));
-            const uint4 v = load_shared16(mine + c * 512);
-            const u32 word[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-            for (int p = 0; p < 2; p++, b_at += line) {
-                uint4 b = make_uint4(0, 0, 0, 0);
-                if (real_token) b = *b_at;
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    u32 a[4];
-#pragma unroll
-                    for (int r = 0; r < 4; r++) a[r] = weights_of(byte_times_128(word[2 * p + j], r) | replica, s[r & 1]);
-                    mma16<BF>(acc, a, j ? b.z : b.x, j ? b.w : b.y);
-                }
+        for (int n = 0; n < 8; n++) { // of row and blocks: 16 of them each
+            const int row = lane & 15, block = n * 2 + (lane >> 4);
+            float scale;
+            if (plain) {
+                scale = __uint_as_float(load_shared(scales + (row * 16 + block) * 4));
+            } else {
+                const u32 code = load_shared1(scales + row * 16 + block);
+                const float nested = __uint_as_float(load_shared(scales + 256 + (row * 4 + (block >> 2)) * 4));
+                const float offset = __uint_as_float(load_shared(scales + 512 + row * 4));
+                scale = __fadd_rn(__fmul_rn(__uint_as_float(load_shared(map_at + code * 4)), nested), offset);
             }
+            bits[n] = scale_bits<BF>(scale, inverse);
         }
-    } else {
-        constexpr int PAIRS = K == F16_WEIGHT ? 8 : 4;
+        __syncwarp(); // all have read what is written over
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            const u32 to = scales + ((n * 2 + (lane >> 4)) * 16 + (lane & 15)) * 8;
+            if (BF) store_shared(to, bits[n], 0);
+            else store_shared(to, __byte_perm(bits[n], 0, 0x1010), __byte_perm(bits[n], 0, 0x3232));
+        }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(at.full(barriers), 1);
+    }
+}
+
+// --- the warps that multiply: a unit of 4-bit weights
+DEV void load_scale(Scale<false>& scale, u32 at) { load_shared8(at, scale.high, scale.low); }
+DEV void load_scale(Scale<true>& scale, u32 at) { scale.absmax = __uint_as_float(load_shared(at)); }
+template <bool BF>
+DEV void multiply4(u32 from, int u, const uint4* b_at, int line, float (&acc)[4]) {
+    const int lane = threadIdx.x & 31;
+    const u32 mine = from + u * Unit<BIT4_WEIGHT>::BYTES + lane * 16, scales = from + SLOT + u * 512 + (lane >> 2) * 8;
+    const u32 lane_part = lane * (BF ? 8 : 4);
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        Scale<BF> s[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) load_scale(s[h], scales + c * 128 + h * 64);
+        const uint4 v = load_shared16(mine + c * 512);
+        const u32 word[4] = {v.x, v.y, v.z, v.w};
+        u32 a[4][4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int r = 0; r < 4; r++) a[j][r] = weights_of(table_at(word[j], r, lane_part), s[r & 1]);
+#pragma unroll
+        for (int p = 0; p < 2; p++) {
+            const uint4 b = b_at[(c * 2 + p) * line];
+            mma16<BF>(acc, a[2 * p], b.x, b.y);
+            mma16<BF>(acc, a[2 * p + 1], b.z, b.w);
+        }
+    }
+}
+// Two units of whole numbers side by side, since each mma waits for the one
+// before it.
+template <int K, bool BF>
+DEV void multiply(u32 from, u32 from2, const uint4* b_at, const uint4* b_at2, int line, u32 (&sums)[2][4]) {
+    const u32 lane = (threadIdx.x & 31) * 16;
+    constexpr int PAIRS = K == F16_WEIGHT ? 8 : 4;
+    float acc[2][4];
+    int acc8[2][4];
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+        for (int i = 0; i < 4; i++) acc[n][i] = 0.0f, acc8[n][i] = 0;
 #pragma unroll 4
-        for (int p = 0; p < PAIRS; p++, b_at += line) {
-            uint4 b = make_uint4(0, 0, 0, 0);
-            if (real_token) b = *b_at;
+    for (int p = 0; p < PAIRS; p++) {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            const uint4 b = (n ? b_at2 : b_at)[p * line];
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                const uint4 v = load_shared16(mine + (2 * p + j) * 512);
+                const uint4 v = load_shared16((n ? from2 : from) + lane + (2 * p + j) * 512);
                 const u32 a[4] = {v.x, v.y, v.z, v.w};
-                if (K == INT8_WEIGHT) mma8(acc8, a, j ? b.z : b.x, j ? b.w : b.y);
-                else mma16<BF>(acc, a, j ? b.z : b.x, j ? b.w : b.y);
+                if (K == INT8_WEIGHT) mma8(acc8[n], a, j ? b.z : b.x, j ? b.w : b.y);
+                else mma16<BF>(acc[n], a, j ? b.z : b.x, j ? b.w : b.y);
             }
         }
     }
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+        for (int i = 0; i < 4; i++) sums[n][i] = K == INT8_WEIGHT ? (u32)acc8[n][i] : __float_as_uint(acc[n][i]);
 }
 
 #define QKV 0
@@ -432,109 +511,147 @@ DEV void stamp(const Step& s, int phase, int which) {
     s.timeline[((i64)blockIdx.x * (4 * s.layers + 1) + phase) * 4 + which] = now;
 }
 
-// All products of this block in one phase, and what becomes of them. `at`
-// counts slots of the ring. The best of the thread's token so far, for HEAD.
+// Which row of which of a round's tiles a thread finishes, and for which token.
+struct Mine {
+    int row, token, tile;
+};
+
+// All products of this block in one phase, and what becomes of them. The best of
+// the thread's token so far, for HEAD.
 template <int K, bool BF>
-DEV u64 products(const Step& s, int number, int which, u32 tag, const Pointers& phase, int rows, int columns, u32 ring, int stride, u32 barriers,
-                 u32 map_at, int& at, const Room& room, u64 best) {
+DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here, const Mine& mine, u32 ring, int stride, u32 barriers,
+                 const Room& room, u64 best) {
     constexpr int UNITS = Unit<K>::COUNT, GROUP = WARPS / UNITS; // slots that all warps together take at a time
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, tokens = s.batch;
-    const int tiles = (rows + 15) >> 4, segments = columns >> 8, each = (segments + UNITS - 1) / UNITS;
-    const int mine = (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x; // may be none
-    // As many tiles as there are threads to finish their rows and room for their sums.
-    const int together = max(1, min(CONSUMERS / 16 / tokens, s.sums_floats / (segments * tokens * PAD)));
-    const float inverse = K == BIT4_WEIGHT ? __fdiv_rn(1.0f, factor_of<BF>(s.table)) : 1.0f;
-    const int u = warp % UNITS;
-    int in_tile = warp / UNITS, tile = in_tile / each;
-    in_tile -= tile * each;
-    Turn turn = {(at + warp / UNITS) % s.ring_slots, (at + warp / UNITS) / s.ring_slots};
+    const int segments = here.segments, each = here.each, u = warp % UNITS;
+    int in_tile = warp / UNITS, tile = 0;
+    while (in_tile >= each) in_tile -= each, tile++;
+    Turn turn = turn_at(here.at + warp / UNITS, s.ring_slots, s.ring_inverse);
+    // Tokens that only fill up the 8 of an mma are zeros.
     const bool real_token = g < tokens;
-    const uint4* b_from = (const uint4*)(K == INT8_WEIGHT ? (const void*)room.codes(s) : (const void*)room.act()) + g * 4 + t;
+    const int line = real_token ? tokens * 4 : 0;
+    const uint4* b_from = real_token ? (const uint4*)(K == INT8_WEIGHT ? (const void*)room.codes(s) : (const void*)room.act()) + g * 4 + t : &zero;
 
-    const int row16 = threadIdx.x & 15, token = (threadIdx.x >> 4) % tokens, finished = (threadIdx.x >> 4) / tokens;
-    for (int first = 0, round = 0; first < mine; first += together, round ^= 1) {
-        const int end = min(mine, first + together);
+#pragma unroll 1
+    for (int first = 0, round = 0; first < here.mine; first += here.together, round ^= 1) {
+        const int end = min(here.mine, first + here.together);
         float* sums = room.sums(s, round);
-        const int real_tile = (int)blockIdx.x + (first + finished) * (int)gridDim.x, row = real_tile * 16 + row16;
-        const bool real = first + finished < end && row < rows;
-        const float row_absmax = K == INT8_WEIGHT && real ? phase.row_absmax[row] : 0.0f;
+        const int real_tile = (int)blockIdx.x + (first + mine.tile) * (int)gridDim.x, row = real_tile * 16 + mine.row;
+        const bool real = first + mine.tile < end && row < here.rows;
+        // Asked for now, since memory takes its time.
+        float row_absmax = 0.0f;
+        u8 code0 = 0;
+        const int outlier_count = K == INT8_WEIGHT ? ::outlier_count[mine.token] : 0;
+        const u16* outliers = room.outliers(s) + mine.token * here.columns;
+        if (K == INT8_WEIGHT && real) {
+            row_absmax = here.row_absmax[row];
+            if (outlier_count) code0 = here.weight[at_i8(row, outliers[0], here.columns)];
+        }
+        auto keep = [&](int tile, int segment, const u32 (&v)[4]) {
+            float* to = sums + ((tile - first) * segments + segment) * tokens * PAD + g;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (2 * t + (i & 1) < tokens) to[(2 * t + (i & 1)) * PAD + 8 * (i >> 1)] = __uint_as_float(v[i]);
+        };
+        auto release = [&](const Turn& turn) {
+            if (lane == 0) barrier_arrive(turn.empty(barriers), 4 / UNITS);
+        };
+#pragma unroll 1
         while (tile < end) {
-            barrier_wait(turn.full(barriers), turn.full_parity());
+            barrier_wait(turn.full(barriers), turn.parity);
             __syncwarp(); // tensor cores want all threads of a warp together
             const int segment = in_tile * UNITS + u;
-            if (segment < segments) {
-                float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-                int acc8[4] = {0, 0, 0, 0};
-                multiply<K, BF>(ring + turn.slot * stride, u, map_at, s.plain, inverse, b_from + segment * (K == INT8_WEIGHT ? 4 : 8) * tokens * 4,
-                                tokens, real_token, acc, acc8);
-                float* to = sums + ((tile - first) * segments + segment) * tokens * PAD + g;
+            Turn next = turn;
+            next.advance(GROUP, s.ring_slots);
+            int next_tile = tile, next_in = in_tile + GROUP;
+            while (next_in >= each) next_in -= each, next_tile++;
+            u32 v[2][4];
+            if (K == BIT4_WEIGHT) {
+                if (segment < segments) {
+                    float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+                    multiply4<BF>(ring + turn.slot * stride, u, b_from + segment * 8 * line, line, acc);
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int token = 2 * t + (i & 1);
-                    float v = K == INT8_WEIGHT ? __int_as_float(acc8[i]) : acc[i];
-                    if (token < tokens) to[token * PAD + 8 * (i >> 1)] = v;
+                    for (int i = 0; i < 4; i++) v[0][i] = __float_as_uint(acc[i]);
+                    keep(tile, segment, v[0]);
+                }
+                __syncwarp();
+                release(turn);
+            } else {
+                constexpr int B = K == INT8_WEIGHT ? 4 : 8; // pairs of mma of a segment
+                const int next_segment = next_in * UNITS + u;
+                // What has not come yet is not waited for: its room may be this unit's.
+                const bool two = next_tile < end && __all_sync(FULL, barrier_ended(next.full(barriers), next.parity));
+                const u32 from = ring + turn.slot * stride + u * Unit<K>::BYTES;
+                const bool second = two && next_segment < segments;
+                multiply<K, BF>(from, second ? ring + next.slot * stride + u * Unit<K>::BYTES : from, b_from + min(segment, segments - 1) * B * line,
+                                b_from + (second ? next_segment : 0) * B * line, line, v);
+                if (segment < segments) keep(tile, segment, v[0]);
+                if (second) keep(next_tile, next_segment, v[1]);
+                __syncwarp();
+                release(turn);
+                if (two) {
+                    release(next);
+                    next.advance(GROUP, s.ring_slots);
+                    for (next_in += GROUP; next_in >= each; next_in -= each) next_tile++;
                 }
             }
-            __syncwarp();
-            if (lane == 0) barrier_arrive(turn.empty(barriers), 4 / UNITS);
-            turn.advance(GROUP, s.ring_slots);
-            for (in_tile += GROUP; in_tile >= each; in_tile -= each) tile++;
+            turn = next, tile = next_tile, in_tile = next_in;
         }
         consumers();
-        if (end == mine) stamp(s, number, 2);
-        // A thread finishes a row of a tile for a token.
-        const float* from = sums + (finished * segments * tokens + token) * PAD + row16;
+        if (end == here.mine) stamp(s, number, 2);
+        const float* from = sums + (mine.tile * segments * tokens + mine.token) * PAD + mine.row;
         float y = 0.0f;
         if (real) {
             if (K == INT8_WEIGHT) {
                 int total = 0;
-#pragma unroll 4
+#pragma unroll 8
                 for (int i = 0; i < segments; i++) total += __float_as_int(from[i * tokens * PAD]);
-                const u16* outliers = room.outliers(s) + token * columns;
-                auto outlier = [&](int i) { return (u32)outliers[i] << 16 | room.act()[token * columns + outliers[i]]; };
-                y = int8_result(total, row, row_absmax, token_absmax[token], outlier_count[token], outlier, phase.weight, columns);
+                auto outlier = [&](int i) { return (u32)outliers[i] << 16 | room.act()[mine.token * here.columns + outliers[i]]; };
+                auto code = [&](int i, u32 column) { return i ? here.weight[at_i8(row, column, here.columns)] : code0; };
+                y = int8_result(total, row_absmax, token_absmax[mine.token], outlier_count, outlier, code);
             } else {
 #pragma unroll 8
                 for (int i = 0; i < segments; i++) y = __fadd_rn(y, from[i * tokens * PAD]);
             }
         }
         if (which == QKV) {
-            if (real) send(s.qkv + (i64)token * rows + row, __float_as_uint(y), tag);
+            if (real) send(s.qkv + (i64)mine.token * here.rows + row, __float_as_uint(y), tag);
         } else if (which == GATE_UP) {
             // Rows 0 to 7 of a tile are gates, the others what goes through them.
             const float up = __shfl_down_sync(FULL, y, 8);
             const float v = silu_times(y, up);
             const u32 low = BF ? pack1<true>(v) : pack1<false>(v), high = __shfl_down_sync(FULL, low, 1);
-            const int column = real_tile * 8 + (row16 & 7);
-            if (real && !(row16 & 9)) send(s.act + ((i64)token * (rows / 2) + column) / 2, low | high << 16, tag);
+            const int column = real_tile * 8 + (mine.row & 7);
+            if (real && !(mine.row & 9)) send(s.act + ((i64)mine.token * (here.rows / 2) + column) / 2, low | high << 16, tag);
         } else if (which == HEAD) {
             if (real) best = larger(best, rank_of(y, (u32)row));
         } else if (real) {
-            float* own = room.own(s) + ((first + finished) * tokens + token) * 16 + row16;
+            float* own = room.own(s) + ((first + mine.tile) * tokens + mine.token) * 16 + mine.row;
             *own = y = __fadd_rn(*own, y);
-            send((which == O ? s.after_attention : s.after_layer) + (i64)token * rows + row, __float_as_uint(y), tag);
+            send((which == O ? s.after_attention : s.after_layer) + (i64)mine.token * here.rows + row, __float_as_uint(y), tag);
         }
     }
-    at += max(mine, 0) * each;
     consumers(); // sums and activations may be written over
     return best;
 }
 
 // --- attention of this block's share: a token and the heads that share keys
-// and values. `chunk` has room for `together` chunks, `q` for 16 rows.
+// and values. `chunk` has room for `together` chunks, `q` for 16 rows, `merged`
+// for a head's sums so far, each.
 template <int HD>
-DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD / 2 + 4], u16* fresh, int bf16) {
+DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD / 2 + 4], u16* fresh, float (*so_far)[HD + 2], int bf16) {
     constexpr int LINE = HD / 8, SIZE = CHUNK * LINE, HALF = HD / 2;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int group = s.heads / s.kv_heads, width = (s.heads + 2 * s.kv_heads) * HD;
     // From the last block on: those have no more than one tile of most products.
+#pragma unroll 1
     for (int item = gridDim.x - 1 - blockIdx.x; item < s.kv_heads * s.batch; item += gridDim.x) {
         const int kv = item % s.kv_heads, row = item / s.kv_heads;
         const int position = s.positions[row], chunks = position / CHUNK + 1;
         const i64 base = layer * s.layer_stride + cached_at(s.slots[row], kv, 0, s.kv_heads, s.context, HD);
         auto load = [&](int first) {
             const int n = min(s.together, chunks - first) * SIZE;
-#pragma unroll 1
+#pragma unroll 2
             for (int i = threadIdx.x; i < n; i += CONSUMERS) {
                 const int c = i / SIZE, r = i % SIZE / LINE, part = i % LINE, at = (first + c) * CHUNK + r;
                 const bool there = at < position;
@@ -546,48 +663,48 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
             copy_commit();
         };
         load(0);
+        // The new position goes to its place in the chunk, or waits for it.
+        const bool whole = chunks <= s.together;
+        u16* const last = (u16*)(chunk + (chunks - 1) * 2 * SIZE);
+        auto place = [&](int d) { return swizzled<HD>(position % CHUNK, d / 8) * 8 + d % 8; };
+        if (whole) {
+            copy_wait<0>(); // what was cached has come long before the new position
+            consumers();
+        }
         // Rotates queries and the new key; the new value.
         const u64* mail = s.qkv + (i64)row * width;
         const int pairs = (group + 1) * HALF;
 #pragma unroll 1
-        for (int i = threadIdx.x; i < pairs + HD; i += CONSUMERS) {
+        for (int i = threadIdx.x; i < pairs + HALF; i += CONSUMERS) {
             u32 bits[2];
-            if (i < pairs) {
-                const int h = i / HALF, d = i % HALF;
-                const float cosine = s.cosines[(i64)position * HALF + d], sine = s.sines[(i64)position * HALF + d];
-                const int first = (h < group ? kv * group + h : s.heads + kv) * HD + d;
-                receive<2>(bits, mail, first, HALF, width, tag);
-                u16 low, high;
-                rotate(__uint_as_float(bits[0]), __uint_as_float(bits[1]), cosine, sine, low, high);
-                u16* to = h < group ? (u16*)q[h] : fresh;
-                to[d] = low, to[HALF + d] = high;
-                if (h == group) s.keys[base + (i64)position * HD + d] = low, s.keys[base + (i64)position * HD + HALF + d] = high;
+            const int h = i / HALF, d = i % HALF;
+            float cosine = 0.0f, sine = 0.0f;
+            if (i < pairs) cosine = s.cosines[(i64)position * HALF + d], sine = s.sines[(i64)position * HALF + d];
+            const int first = (h < group ? kv * group + h : s.heads + (h - group) * s.kv_heads + kv) * HD + d;
+            receive<2, HALF>(bits, mail + first, 2, tag);
+            u16 low, high;
+            if (i < pairs) rotate(__uint_as_float(bits[0]), __uint_as_float(bits[1]), cosine, sine, low, high);
+            else low = float_to_half(__uint_as_float(bits[0])), high = float_to_half(__uint_as_float(bits[1]));
+            if (h < group) {
+                ((u16*)q[h])[d] = low, ((u16*)q[h])[HALF + d] = high;
             } else {
-                const int d = i - pairs;
-                u32 one[1];
-                receive<1>(one, mail, (s.heads + s.kv_heads + kv) * HD + d, 0, width, tag);
-                const u16 value = float_to_half(__uint_as_float(one[0]));
-                fresh[HD + d] = value;
-                s.values[base + (i64)position * HD + d] = value;
+                const int value = h > group;
+                u16* to = (value ? s.values : s.keys) + base + (i64)position * HD;
+                to[d] = low, to[HALF + d] = high;
+                if (whole) last[value * SIZE * 8 + place(d)] = low, last[value * SIZE * 8 + place(HALF + d)] = high;
+                else fresh[value * HD + d] = low, fresh[value * HD + HALF + d] = high;
             }
         }
-        // One warp a head merges the chunks, one after the other.
-        float m = __int_as_float(0xff800000), l = 0.0f, o[HD / 32];
-#pragma unroll
-        for (int j = 0; j < HD / 32; j++) o[j] = 0.0f;
+        consumers();
 #pragma unroll 1
         for (int first = 0; first < chunks; first += s.together) {
-            if (first) load(first);
             const int n = min(s.together, chunks - first);
-            copy_wait<0>();
-            consumers();
-            if (first + n == chunks) { // the new position's place
-                u16* last = (u16*)(chunk + (chunks - 1 - first) * 2 * SIZE);
-#pragma unroll 1
-                for (int i = threadIdx.x; i < 2 * HD; i += CONSUMERS) {
-                    const int d = i % HD;
-                    last[i / HD * SIZE * 8 + swizzled<HD>(position % CHUNK, d / 8) * 8 + d % 8] = fresh[i];
-                }
+            if (!whole) {
+                if (first) load(first);
+                copy_wait<0>();
+                consumers();
+                if (first + n == chunks)
+                    for (int i = threadIdx.x; i < 2 * HD; i += CONSUMERS) last[i / HD * SIZE * 8 + place(i % HD) - first * 2 * SIZE * 8] = fresh[i];
                 consumers();
             }
             if (warp < n) {
@@ -622,8 +739,15 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
                 }
             }
             consumers();
-            if (warp < group) {
-                const float* from = (const float*)chunk + warp * (HD + 2);
+            // One warp a head merges the chunks, one after the other.
+#pragma unroll 1
+            for (int h = warp; h < group; h += WARPS) {
+                float m = __int_as_float(0xff800000), l = 0.0f, o[HD / 32];
+                float* kept = so_far[h];
+                if (first) m = kept[HD], l = kept[HD + 1];
+#pragma unroll
+                for (int j = 0; j < HD / 32; j++) o[j] = first ? kept[lane + 32 * j] : 0.0f;
+                const float* from = (const float*)chunk + h * (HD + 2);
 #pragma unroll 1
                 for (int c = 0; c < n; c++, from += 2 * SIZE * 4) {
                     Weights w = weights_of(m, from[HD]);
@@ -632,28 +756,32 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
 #pragma unroll
                     for (int j = 0; j < HD / 32; j++) o[j] = merged(o[j], from[lane + 32 * j], w);
                 }
+                if (first + n < chunks) {
+                    if (lane == 0) kept[HD] = m, kept[HD + 1] = l;
+#pragma unroll
+                    for (int j = 0; j < HD / 32; j++) kept[lane + 32 * j] = o[j];
+                    continue;
+                }
+                u64* to = s.attended + ((i64)row * s.heads * HD + (kv * group + h) * HD) / 2;
+#pragma unroll
+                for (int j = 0; j < HD / 32; j++) {
+                    const float v = __fdiv_rn(o[j], l);
+                    const u32 low = bf16 ? pack1<true>(v) : pack1<false>(v), high = __shfl_down_sync(FULL, low, 1);
+                    if (!(lane & 1)) send(to + (lane + 32 * j) / 2, low | high << 16, tag);
+                }
             }
             consumers();
-        }
-        if (warp < group) {
-            u64* to = s.attended + ((i64)row * s.heads * HD + (kv * group + warp) * HD) / 2;
-#pragma unroll
-            for (int j = 0; j < HD / 32; j++) {
-                const float v = __fdiv_rn(o[j], l);
-                const u32 low = bf16 ? pack1<true>(v) : pack1<false>(v), high = __shfl_down_sync(FULL, low, 1);
-                if (!(lane & 1)) send(to + (lane + 32 * j) / 2, low | high << 16, tag);
-            }
         }
     }
 }
 
 template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     extern __shared__ uint4 shared[];
-    __shared__ u64 all_barriers[ROUNDS + 1][MOST_SLOTS]; // a slot is full, it is empty
+    __shared__ u64 all_barriers[ROUNDS + 2][MOST_SLOTS]; // a slot is full, it is empty, it is to be decoded
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tokens = s.batch;
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
-    const u32 map_at = TABLE_AT + TABLE_BYTES;
+    const u32 map_at = TABLE_AT + STEP_TABLE_BYTES;
     const u32 ring = KIND == BIT4_WEIGHT ? map_at + 1024 : (bottom + 127) & ~127u;
     constexpr int STRIDE = SLOT + (KIND == BIT4_WEIGHT ? SCALES : 0);
     const u32 barriers = (u32)__cvta_generic_to_shared(all_barriers);
@@ -661,14 +789,22 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     // Behind its rows of the residual stream.
     u32(*q)[HD / 2 + 4] = (u32(*)[HD / 2 + 4])(room.at + s.room_bytes + s.own_bytes);
     u16* fresh = (u16*)(q + 16);
-    u64* staged = (u64*)(fresh + 2 * HD);                   // a phase, for the warp that loads
-    Pointers* pointers = (Pointers*)(staged + PHASE_WORDS); // of all phases
+    u64* staged = (u64*)(fresh + 2 * HD);         // a phase, for the warp that loads
+    Here* phases = (Here*)(staged + PHASE_WORDS); // all of them
+    float(*so_far)[HD + 2] = (float(*)[HD + 2])(phases + 4 * s.layers + 1);
 
-    constexpr bool COUNTED = KIND == BIT4_WEIGHT; // every lane of the warp that loads arrives
     if (threadIdx.x == 0) {
-        for (int i = 0; i < (ROUNDS + 1) * MOST_SLOTS; i++) barrier_init(barriers + 8 * i, i >= ROUNDS * MOST_SLOTS ? 4 : COUNTED ? 33 : 1);
+        zero = make_uint4(0, 0, 0, 0);
+        for (int i = 0; i < (ROUNDS + 2) * MOST_SLOTS; i++)
+            // Whoever loads a slot to be decoded, arrives with all threads of its warp.
+            barrier_init(barriers + 8 * i, i < ROUNDS * MOST_SLOTS ? 1 : i < (ROUNDS + 1) * MOST_SLOTS ? 4 : 33);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async;" ::: "memory");
+    }
+    if (KIND == BIT4_WEIGHT && warp < WARPS) {
+        float* maps = (float*)((char*)shared + (map_at - bottom));
+        fill_table<BF>((u32*)((char*)shared + (TABLE_AT - bottom)), s.table);
+        for (int i = threadIdx.x; i < 256; i += CONSUMERS) maps[i] = s.map[i];
     }
     __syncthreads();
     const int last = 4 * s.layers;
@@ -678,7 +814,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         columns = which == O ? s.q_width : which == DOWN ? s.intermediate : s.hidden;
     };
     if (warp == WARPS) {
-        Turn at = {0, 0};
+        Turn at = {0, 0, 0, 0};
         u64 word = s.phases[lane]; // of the next phase
         for (int p = 0; p <= last; p++) {
             __syncwarp();
@@ -688,62 +824,86 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
             const Phase& phase = *(const Phase*)staged;
             int rows, columns;
             shape(p == last ? HEAD : p & 3, rows, columns);
-            if (p == last) fill<F16_WEIGHT, COUNTED>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
-            else fill<KIND, COUNTED>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
+            if (p == last) fill<F16_WEIGHT>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
+            else fill<KIND>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
+        }
+        return;
+    }
+    if (warp > WARPS) {
+        if (KIND != BIT4_WEIGHT) return;
+        Turn at = {0, 0, 0, 0};
+        const float inverse = __fdiv_rn(1.0f, factor_of<BF>(s.table));
+        for (int p = 0; p < last; p++) {
+            int rows, columns;
+            shape(p & 3, rows, columns);
+            const int mine = ((rows + 15) / 16 - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+            decode<BF>(mine * ((columns / 256 + 3) / 4), ring, STRIDE, barriers, map_at, s.plain, inverse, s.ring_slots, at);
         }
         return;
     }
 
-    if (KIND == BIT4_WEIGHT) {
-        float* maps = (float*)((char*)shared + (map_at - bottom));
-        fill_pairs<BF>((uint4*)((char*)shared + (TABLE_AT - bottom)), s.table, CONSUMERS);
-        for (int i = threadIdx.x; i < 256; i += CONSUMERS) maps[i] = s.map[i];
-    }
+    // The tokens' embeddings begin the residual stream, and go to all as such.
+    const u32 first_tag = s.counters[0] * (u32)(s.layers + 1) + 2;
     for (int i = threadIdx.x; i < ((s.hidden / 16 - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x) * tokens * 16; i += CONSUMERS) {
-        const int row = ((i >> 4) / tokens * (int)gridDim.x + (int)blockIdx.x) * 16 + (i & 15);
-        room.own(s)[i] = half_to_float(s.embedding[at_f16((int)s.tokens[(i >> 4) % tokens], row, s.hidden)]);
+        const int token = (i >> 4) % tokens, row = ((i >> 4) / tokens * (int)gridDim.x + (int)blockIdx.x) * 16 + (i & 15);
+        const float x = half_to_float(s.embedding[at_f16((int)s.tokens[token], row, s.hidden)]);
+        room.own(s)[i] = x;
+        send(s.after_layer + (i64)token * s.hidden + row, __float_as_uint(x), first_tag - 1);
     }
-    for (int i = threadIdx.x; i <= last; i += CONSUMERS) {
-        const Phase* phase = (const Phase*)(s.phases + i * PHASE_WORDS);
-        pointers[i] = Pointers{phase->weight, phase->norm, phase->row_absmax};
+    for (int p = threadIdx.x; p <= last; p += CONSUMERS) {
+        const Phase* phase = (const Phase*)(s.phases + p * PHASE_WORDS);
+        Here here;
+        here.weight = phase->weight, here.norm = phase->norm, here.row_absmax = phase->row_absmax;
+        shape(p == last ? HEAD : p & 3, here.rows, here.columns);
+        const int units = p == last ? Unit<F16_WEIGHT>::COUNT : Unit<KIND>::COUNT;
+        here.segments = here.columns >> 8;
+        here.each = (here.segments + units - 1) / units;
+        here.mine = max(0, ((here.rows + 15) / 16 - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x);
+        here.together = max(1, min(CONSUMERS / 16 / tokens, s.sums_floats / (here.segments * tokens * PAD)));
+        phases[p] = here;
     }
     consumers();
-    const u32 first_tag = s.counters[0] * (u32)s.layers + 1;
-    const int half = warp >> 3, thread = threadIdx.x & 255;
+    for (int p = threadIdx.x; p <= last; p += CONSUMERS) {
+        int at = 0;
+        for (int i = 0; i < p; i++) at += phases[i].mine * phases[i].each;
+        phases[p].at = at;
+    }
+    consumers();
+    const Mine mine = {(int)threadIdx.x & 15, (int)(threadIdx.x >> 4) % tokens, (int)(threadIdx.x >> 4) / tokens};
     u64 best = 0;
-    int at = 0;
+#pragma unroll 1
     for (int p = 0; p <= last; p++) {
         const int which = p == last ? HEAD : p & 3, layer = p >> 2;
         const u32 tag = first_tag + (u32)layer;
-        const Pointers& phase = pointers[p];
-        int rows, columns;
-        shape(which, rows, columns);
+        const Here& here = phases[p];
         stamp(s, p, 0);
-        if (which == O) attention<HD>(s, layer, tag, (uint4*)room.act(), q, fresh, BF);
-        if ((int)blockIdx.x * 16 >= rows) continue; // no tile of this phase
+        if (which == O) attention<HD>(s, layer, tag, (uint4*)room.act(), q, fresh, so_far, BF);
+        if (here.mine == 0) continue;
         const bool normed = which != O && which != DOWN;
-        float norm[8];
-        const float* weight = phase.norm;
+        const float* weight = here.norm; // null for o and down
+        const int columns = here.columns, half = threadIdx.x >> 7;
+        float norm[HELD];
 #pragma unroll
-        for (int i = 0; i < 8; i++) norm[i] = normed && thread + i * 256 < columns ? weight[thread + i * 256] : 0.0f;
-        const int source = !normed ? FROM_PAIRS : p == 0 ? FROM_TABLE : FROM_RESIDUAL;
+        for (int i = 0; i < HELD; i++) norm[i] = weight && i * 128 < columns ? weight[(threadIdx.x & 127) + i * 128] : 0.0f;
         const u64* mail = which == O ? s.attended : which == DOWN ? s.act : which == GATE_UP ? s.after_attention : s.after_layer;
         // What the layer before left has its tag.
         const u32 wanted = which == QKV || which == HEAD ? tag - 1 : tag;
-        for (int token = half; token < tokens; token += 2) {
-            if (which == HEAD && KIND != F16_WEIGHT) bring<F16_WEIGHT, false>(s, source, mail, wanted, weight, norm, columns, token, room, thread, half);
-            else bring<KIND, BF>(s, source, mail, wanted, weight, norm, columns, token, room, thread, half);
+        constexpr bool INT8 = KIND == INT8_WEIGHT;
+#pragma unroll 1
+        for (int token = tokens == 1 && !weight ? 0 : half; token < tokens; token += 2) {
+            if (which == HEAD && (INT8 || BF)) bring<false, false>(s, mail, wanted, weight, norm, columns, token, room, half);
+            else bring<INT8, BF>(s, mail, wanted, weight, norm, columns, token, room, half);
         }
         consumers();
         stamp(s, p, 1);
         if (which == HEAD && KIND != F16_WEIGHT)
-            best = products<F16_WEIGHT, false>(s, p, which, tag, phase, rows, columns, ring, STRIDE, barriers, map_at, at, room, best);
+            best = products<F16_WEIGHT, false>(s, p, which, tag, here, mine, ring, STRIDE, barriers, room, best);
         else
-            best = products<KIND, BF>(s, p, which, tag, phase, rows, columns, ring, STRIDE, barriers, map_at, at, room, best);
+            best = products<KIND, BF>(s, p, which, tag, here, mine, ring, STRIDE, barriers, room, best);
         stamp(s, p, 3);
     }
     // The best of each token over the block, then over all blocks. The warp that
-    // loads has done so.
+    // loads has done its work.
     u64* ranks = staged;
     for (int d = 8; d; d >>= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
     if ((lane & 15) == 0) ranks[threadIdx.x >> 4] = best; // of token (thread / 16) % tokens
@@ -768,7 +928,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
 }
 
 #define PERSISTENT(NAME, KIND, BF, HD)                                                                        \
-    extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1) NAME##_##HD(const __grid_constant__ Step s) { \
+    extern "C" __global__ void __launch_bounds__(CONSUMERS + 64, 1) NAME##_##HD(const __grid_constant__ Step s) { \
         walk<KIND, BF, HD>(s);                                                                                \
     }
 #define BOTH(NAME, KIND, BF) PERSISTENT(NAME, KIND, BF, 64) PERSISTENT(NAME, KIND, BF, 128)
