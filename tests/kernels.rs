@@ -42,19 +42,36 @@ fn no_kernel_spills_registers_or_keeps_arrays_in_memory() {
     for capability in [(8, 0), (9, 0)] {
         for program in PROGRAMS {
             let code = program.compile(capability).expect("machine code");
-            let wide = program.name.starts_with("wide");
-            let none = wide && capability != (9, 0);
+            let of_hopper = ["wide", "persistent"].map(|set| program.name.starts_with(set));
+            let none = of_hopper.contains(&true) && capability != (9, 0);
             assert_eq!(kernels(&code).is_empty(), none, "{}", program.name);
             if none {
                 continue;
             }
             let report = program.resources(capability).expect("a resource report");
-            for line in report.lines().filter(|line| line.contains("spill")) {
-                let few = ["0 bytes spill stores", "4 bytes spill stores"];
-                let few = few.map(|bytes| line.contains(&format!(" {bytes},")));
-                // One register, of a step that only tests take without its norm.
-                let allowed = few[0] || few[1] && program.name.starts_with("step_bit4");
-                assert!(allowed, "{} for {capability:?}: {line}", program.name);
+            let mut kernel = "";
+            for line in report.lines() {
+                let entry = line.split_once("entry function '");
+                kernel = entry.map_or(kernel, |(_, name)| name);
+                let Some((before, _)) = line.split_once(" bytes spill stores") else {
+                    continue;
+                };
+                let bytes = before.rsplit(' ').next().expect("a number");
+                let bytes: usize = bytes.parse().expect("a number of bytes");
+                let one = ["step_bit4", "wide_bit4_swiglu_32'"];
+                let most = if one.map(|name| kernel.starts_with(name)).contains(&true) {
+                    // One register: of a step that only tests take without its
+                    // norm, and of a block of 32 tokens.
+                    4
+                } else if kernel.starts_with("persistent") && kernel.contains("_128'") {
+                    // What lies between the phases of a step; heads of 128 leave
+                    // fewer registers than heads of 64.
+                    80
+                } else {
+                    0
+                };
+                let name = program.name;
+                assert!(bytes <= most, "{name} for {capability:?}: {kernel}: {line}");
             }
             assert!(report.contains("spill"), "{}: a report", program.name);
         }

@@ -33,7 +33,7 @@ fn the_readme_shows_the_committed_scores(#[case] turns: &str) {
 #[test]
 fn the_readme_shows_the_committed_speeds_beside_their_peers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let records = root.join("reports/records/2026-11-24-h200-llama-3.2-1b-shape");
+    let records = root.join("reports/records/2026-11-25-h200-llama-3.2-1b-shape");
     let benches = Records::open(&records).expect("records").benches;
     let peers = read("reports/peers/transformers-bitsandbytes-h200.jsonl");
     let readme = read("README.md");
@@ -42,6 +42,7 @@ fn the_readme_shows_the_committed_speeds_beside_their_peers() {
         let (name, label) = match peer["kind"].as_str().expect("a format") {
             "fp16" => ("fp16_baseline", "FP16"),
             "nf4" => ("bnb_4bit_nf4", "NF4"),
+            "fp4" => ("bnb_4bit_fp4", "FP4"),
             "int8" => ("bnb_8bit", "INT8"),
             other => panic!("no experiment for {other}"),
         };
@@ -85,5 +86,5 @@ fn the_readme_shows_the_committed_speeds_beside_their_peers() {
         println!("{row}");
         assert!(readme.contains(&row), "README.md does not show: {row}");
     }
-    assert_eq!(peers.lines().count(), 3, "three formats have a peer");
+    assert_eq!(peers.lines().count(), 4, "four formats have a peer");
 }

@@ -322,7 +322,9 @@ fn layout(card: &Card, kernels: &Kernels, model: &Model, tokens: usize) -> Optio
     let tile_bytes = widest / SEGMENT * tokens * PAD * 4;
     let sums_bytes = tile_bytes.max(SUMS_BYTES);
     let chunk_bytes = 2 * CHUNK * config.head_dim * 2;
-    let room_bytes = (act_bytes + 2 * sums_bytes).max(CACHE_BYTES).max(2 * chunk_bytes);
+    let room_bytes = (act_bytes + 2 * sums_bytes)
+        .max(CACHE_BYTES)
+        .max(2 * chunk_bytes);
     let together = (room_bytes / chunk_bytes).min(WARPS);
     let tiles = config.hidden.div_ceil(TILE_ROWS);
     let own_bytes = tiles.div_ceil(card.multiprocessors) * tokens * TILE_ROWS * 4;
