@@ -30,6 +30,8 @@ const TABLE_BYTES: usize = 256 * 256;
 const CHUNK: usize = 64;
 const PHASE_BYTES: usize = 256;
 
+/// Slots up to which the kernel's division by the ring's length is exact.
+const MOST_SLOTS_OF_A_STEP: usize = 1 << 15;
 /// Bytes of what a block knows of a phase.
 const HERE_BYTES: usize = 56;
 
@@ -186,8 +188,21 @@ impl Persistent {
         let widths = [config.hidden, config.intermediate, config.q_width()];
         let blocks_of_64 =
             |linear: &Linear| !matches!(linear.kind, Kind::Bit4 { .. }) || linear.block() == CHUNK;
+        // Of the block with the most tiles.
+        let slots = |linear: &Linear| {
+            let unit = match linear.kind {
+                Kind::F16 => SLOT,
+                Kind::Int8 { .. } => SLOT / 2,
+                Kind::Bit4 { .. } => SLOT / 4,
+            };
+            let tiles = linear.rows.div_ceil(TILE_ROWS);
+            tiles.div_ceil(card.multiprocessors) * (linear.columns / SEGMENT * unit).div_ceil(SLOT)
+        };
+        let layer = model.layers[0].linears();
+        let all = layer.map(slots).iter().sum::<usize>() * config.layers + slots(model.head());
         let fits = widths.iter().all(|width| width % SEGMENT == 0)
-            && model.layers[0].linears().into_iter().all(blocks_of_64);
+            && layer.into_iter().all(blocks_of_64)
+            && all < MOST_SLOTS_OF_A_STEP;
         if !fits {
             return Ok(None);
         }
