@@ -73,6 +73,24 @@ DEV void copy16(void* shared, const void* global, bool wanted) {
 DEV void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> DEV void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 
+DEV uint4 load_shared16(u32 at) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+DEV void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// --- Hopper and newer: barriers in shared memory, by address
+#if __CUDA_ARCH__ >= 900
+DEV void barrier_init(u32 at, int count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
+DEV void barrier_expect(u32 at, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+DEV void barrier_wait(u32 at, u32 parity) {
+    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}" ::"r"(at), "r"(parity) : "memory");
+}
+#endif
+
 // --- tensor cores
 template <bool BF> DEV void mma16(float c[4], const u32 a[4], u32 b0, u32 b1) {
     if (BF)
@@ -96,6 +114,17 @@ DEV i64 at16(int token, int k, int columns) {
 }
 DEV i64 at8(int token, int k, int columns) {
     return ((i64)(token >> 3) * (columns >> 4) + (k >> 4)) * 128 + (token & 7) * 16 + (k & 15);
+}
+
+// Activations in the order of B fragments: 16 bytes hold what a lane needs for
+// two mma. In 16-bit numbers, and in bytes for int8.
+DEV int fragment16(int token, int k, int tokens) {
+    int kk = k & 15;
+    return (((k >> 5) * tokens + token) * 4 + ((kk & 7) >> 1)) * 8 + (k >> 4 & 1) * 4 + (kk >> 3) * 2 + (kk & 1);
+}
+DEV int fragment8(int token, int k, int tokens) {
+    int kk = k & 31;
+    return (((k >> 6) * tokens + token) * 4 + ((kk & 15) >> 2)) * 16 + (k >> 5 & 1) * 8 + (kk >> 4) * 4 + (kk & 3);
 }
 
 // --- where weights lie: place of (packed row, k) in elements of the format

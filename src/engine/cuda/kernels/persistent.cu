@@ -82,10 +82,6 @@ struct Step {
 // --- what a slot holds of a tile: units of 256 columns
 template <int KIND> struct Unit { enum { BYTES = KIND == F16_WEIGHT ? 8192 : KIND == INT8_WEIGHT ? 4096 : 2048, COUNT = SLOT / BYTES }; };
 
-DEV void barrier_init(u32 at, int count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
-DEV void barrier_expect(u32 at, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
 DEV bool barrier_ended(u32 at, u32 parity) {
     u32 ended;
     asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(ended) : "r"(at), "r"(parity) : "memory");
@@ -94,15 +90,11 @@ DEV bool barrier_ended(u32 at, u32 parity) {
 DEV void barrier_arrive(u32 at, int count) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
 // Arrives when the thread's copies so far have.
 DEV void barrier_arrive_copied(u32 at) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(at) : "memory"); }
-DEV void barrier_wait(u32 at, u32 parity) {
-    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}" ::"r"(at), "r"(parity) : "memory");
-}
 DEV void copy_bulk(u32 to, const void* from, int bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 DEV void copy4(u32 to, const void* global) { asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory"); }
 DEV void copy16_to(u32 to, const void* global) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory"); }
-DEV void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DEV void consumers() {
     __syncwarp();
     barrier(1, CONSUMERS);
@@ -119,11 +111,6 @@ DEV u32 load_shared1(u32 at) {
 }
 DEV void load_shared8(u32 at, u32& a, u32& b) { asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "r"(at)); }
 DEV void store_shared(u32 at, u32 a, u32 b) { asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(a), "r"(b) : "memory"); }
-DEV uint4 load_shared16(u32 at) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
-    return v;
-}
 // --- pairs of 4-bit values, 256 bytes each, so that one byte permutation makes
 // an address of a packed byte; each lane has its own copy.
 #define STEP_TABLE_BYTES (256 * 256)
@@ -159,17 +146,6 @@ template <int N, int STEP> DEV void receive(u32 (&bits)[N], const u64* from, int
 #pragma unroll
         for (int n = 0; n < N; n++) all &= (u32)(word[n] >> 32) == tag, bits[n] = (u32)word[n];
     } while (!all);
-}
-
-// Activations in the order of B fragments: 16 bytes hold what a lane needs for
-// two mma. In 16-bit numbers, and in bytes for int8.
-DEV int fragment16(int token, int k, int tokens) {
-    int kk = k & 15;
-    return (((k >> 5) * tokens + token) * 4 + ((kk & 7) >> 1)) * 8 + (k >> 4 & 1) * 4 + (kk >> 3) * 2 + (kk & 1);
-}
-DEV int fragment8(int token, int k, int tokens) {
-    int kk = k & 31;
-    return (((k >> 6) * tokens + token) * 4 + ((kk & 15) >> 2)) * 16 + (k >> 5 & 1) * 8 + (kk >> 4) * 4 + (kk & 3);
 }
 
 // Shared memory of the warps that multiply, by address; what lies where follows

@@ -32,7 +32,6 @@ struct Cursor {
     int tile, segment, sub;
 };
 
-DEV void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DEV void copy4(void* shared, const void* global) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
@@ -47,17 +46,6 @@ DEV uint4 load_fresh16(const uint4* p) {
     uint4 v;
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
     return v;
-}
-
-// Activations in the order of B fragments: 16 bytes hold what a lane needs for
-// two mma. In 16-bit numbers, and in bytes for int8.
-DEV int fragment16(int token, int k, int tokens) {
-    int kk = k & 15;
-    return (((k >> 5) * tokens + token) * 4 + ((kk & 7) >> 1)) * 8 + (k >> 4 & 1) * 4 + (kk >> 3) * 2 + (kk & 1);
-}
-DEV int fragment8(int token, int k, int tokens) {
-    int kk = k & 31;
-    return (((k >> 6) * tokens + token) * 4 + ((kk & 15) >> 2)) * 16 + (k >> 5 & 1) * 8 + (kk >> 4) * 4 + (kk & 3);
 }
 
 // Where the activations of a step come from.

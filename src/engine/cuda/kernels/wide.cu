@@ -11,14 +11,7 @@
 
 #define MOST_STAGES 12
 
-DEV void barrier_init(u32 at, int count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
-DEV void barrier_expect(u32 at, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
 DEV void barrier_arrive(u32 at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
-DEV void barrier_wait(u32 at, u32 parity) {
-    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}" ::"r"(at), "r"(parity) : "memory");
-}
 // How the copy engine walks over a matrix: the driver's CUtensorMap.
 struct __align__(128) TensorMap {
     u64 opaque[16];
@@ -29,11 +22,6 @@ DEV void copy_box(u32 to, const TensorMap& map, int x, int y, u32 barrier) {
                  "l"(&map), "r"(x), "r"(y), "r"(barrier) : "memory");
 }
 DEV void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
-DEV uint4 load_shared16(u32 at) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
-    return v;
-}
 // --- clusters: where another block has what lies at `at` here; four numbers to
 // there; all threads of all blocks meet, and what they wrote is seen.
 DEV u32 place_in(u32 at, int block) {
