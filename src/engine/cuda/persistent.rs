@@ -21,6 +21,8 @@ const MOST_CHUNKS: usize = 32;
 
 // As in the kernel.
 const WARPS: usize = 8;
+/// One that loads and those that decode absmax values.
+const OTHER_WARPS: usize = 3;
 const PAD: usize = 20;
 const SLOT: usize = 8192;
 const SCALES: usize = 2048;
@@ -317,7 +319,7 @@ impl Persistent {
         self.card.launch_together(
             &self.kernel,
             self.card.multiprocessors as u32,
-            32 * (WARPS as u32 + 2),
+            32 * (WARPS + OTHER_WARPS) as u32,
             layout.bytes as u32,
             Arguments::new().with(step),
         )

@@ -15,12 +15,20 @@
 // Sums run in the order that common.cuh states.
 #if __CUDA_ARCH__ >= 900
 
-#define WARPS 8 // that multiply; one more loads, and one decodes absmax values
+#define WARPS 8 // that multiply; one more loads, and DECODERS decode absmax values
 #define CONSUMERS (32 * WARPS)
 #define PAD 20       // floats a token takes in sums: 16 rows, spread over the banks
 #define SLOT 8192    // bytes of weights of a slot of the ring
 #define SCALES 2048  // bytes after them: 4-bit weights' absmax values
 #define MOST_SLOTS 20
+// Slots on their way from memory at a time: what keeps it busy, since mailboxes
+// are read through the same queues.
+#ifndef IN_FLIGHT
+#define IN_FLIGHT 6
+#endif
+#ifndef DECODERS
+#define DECODERS 2
+#endif
 
 // One product of a layer, or the head.
 struct Phase {
@@ -166,113 +174,121 @@ struct Room {
     __device__ __forceinline__ float* own(const Step& s) const { return (float*)(at + s.room_bytes); }
 };
 
-// 128 threads, or all of them where there is one token and no norm, bring a
-// token's numbers to shared memory: the residual stream normed, or pairs of
-// 16-bit numbers; for int8 they are quantised. `half`: which 128 threads.
-// `norm` holds as many of the thread's weights as there are registers for; the
-// others are asked for when the sum is there.
+// All threads that multiply bring a token's numbers to shared memory: the
+// residual stream normed, or pairs of 16-bit numbers; for int8 they are
+// quantised. `norm` holds as many of the thread's weights as there are registers
+// for; the others are asked for when the sum is there.
 #define HELD 8
 template <bool INT8, bool BF>
-DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, const float (&norm)[HELD], int columns,
-               int token, const Room& room, int half) {
-    const int tokens = s.batch, width = tokens == 1 && !weight ? 256 : 128, id = 2 + (width == 128 ? half : 0);
-    const int thread = threadIdx.x & (width - 1), warp = thread >> 5, lane = thread & 31, warps = width >> 5;
-    float* scratch = ::scratch[id - 2];
-    // Where the first of the thread's numbers goes; those 128 further lie `line` apart.
-    const int first = (threadIdx.x & 127) * (weight ? 1 : 2);
+DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, const float (&norm)[HELD], int columns, int token, const Room& room) {
+    const int tokens = s.batch, thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
+    // Tokens take them in turns: whoever writes here again has met, between the
+    // two, all that read.
+    float* scratch = ::scratch[token & 1];
+    // Where the first of the thread's numbers goes; those CONSUMERS further lie
+    // `line` apart.
+    const int first = thread * (weight ? 1 : 2);
     u16* to = room.act() + (INT8 ? token * columns + first : fragment16(token, first, tokens));
-    const int line = (INT8 ? 128 : 128 * tokens) * (weight ? 1 : 2);
-    if (token > 1) barrier(id, width); // the token before has left `scratch`
-    u32 bits[16];
+    const int line = (INT8 ? CONSUMERS : CONSUMERS * tokens) * (weight ? 1 : 2);
+    // INT8: of the thread's numbers that are no outliers, and whether there are any.
+    float largest = 0.0f;
+    bool any = false;
+    auto outlier = [&](float a) { return s.threshold > 0.0f && a >= s.threshold; };
+    auto measure = [&](u16 h) {
+        const float a = fabsf(half_to_float(h));
+        if (outlier(a)) any = true;
+        else largest = fmaxf(largest, a);
+    };
     if (weight) {
-        // As rms_norm does, to the bit: a thread stands for two of its 256.
+        // As rms_norm does, to the bit.
+        constexpr int N = 8;
         const u64* from = mail + (i64)token * columns + thread;
-        float sum[2] = {0.0f, 0.0f}, scale = 0.0f;
+        u32 bits[N];
+        float sum = 0.0f, scale = 0.0f;
 #pragma unroll 1
         for (int pass = 0; pass < 2; pass++) {
 #pragma unroll 1
-            for (int base = 0; base < columns; base += 2048) {
-                const int there = (columns - base) >> 7;
-                if (pass == 0 || columns > 2048) receive<16, 128>(bits, from + base, there, tag); // else still held
+            for (int base = 0; base < columns; base += N * CONSUMERS) {
+                const int there = (columns - base) / CONSUMERS;
+                if (pass == 0 || columns > N * CONSUMERS) receive<N, CONSUMERS>(bits, from + base, there, tag); // else still held
                 if (pass == 0) {
 #pragma unroll
-                    for (int i = 0; i < 16; i++)
-                        if (i < there) sum[i & 1] = __fmaf_rn(__uint_as_float(bits[i]), __uint_as_float(bits[i]), sum[i & 1]);
+                    for (int i = 0; i < N; i++)
+                        if (i < there) sum = __fmaf_rn(__uint_as_float(bits[i]), __uint_as_float(bits[i]), sum);
                 } else {
 #pragma unroll
-                    for (int i = 0; i < 16; i++) {
+                    for (int i = 0; i < N; i++) {
                         if (i >= there) continue;
-                        const float w = base == 0 && i < HELD ? norm[i < HELD ? i : 0] : weight[base + thread + i * 128];
-                        const float v = __fmul_rn(__fmul_rn(__uint_as_float(bits[i]), scale), w);
-                        to[((base >> 7) + i) * line] = BF ? pack1<true>(v) : pack1<false>(v);
+                        const float w = base == 0 && i < HELD ? norm[i < HELD ? i : 0] : weight[base + thread + i * CONSUMERS];
+                        const u16 v = pack1<BF>(__fmul_rn(__fmul_rn(__uint_as_float(bits[i]), scale), w));
+                        to[(base / CONSUMERS + i) * line] = v;
+                        if (INT8) measure(v);
                     }
                 }
             }
             if (pass == 1) break;
 #pragma unroll
-            for (int d = 16; d; d >>= 1)
-                for (int i = 0; i < 2; i++) sum[i] = __fadd_rn(sum[i], __shfl_xor_sync(FULL, sum[i], d));
-            if (lane == 0) scratch[warp] = sum[0], scratch[4 + warp] = sum[1];
-            barrier(id, width);
+            for (int d = 16; d; d >>= 1) sum = __fadd_rn(sum, __shfl_xor_sync(FULL, sum, d));
+            if (lane == 0) scratch[warp] = sum;
+            consumers();
             float all = 0.0f;
 #pragma unroll
-            for (int i = 0; i < 8; i++) all = __fadd_rn(all, scratch[i]);
+            for (int i = 0; i < WARPS; i++) all = __fadd_rn(all, scratch[i]);
             scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(all, (float)columns), s.eps)));
         }
     } else {
-        // All threads: the second half has every other 2048 pairs.
-        const int words = columns / 2, step = width == 128 ? 2048 : 4096;
+        constexpr int N = 16;
+        const int words = columns / 2;
+        const u64* from = mail + (i64)token * words + thread;
+        u32 bits[N];
 #pragma unroll 1
-        for (int base = width == 128 ? 0 : half * 2048; base < words; base += step) {
-            const int there = (words - base) >> 7;
-            receive<16, 128>(bits, mail + (i64)token * words + base + (threadIdx.x & 127), there, tag);
+        for (int base = 0; base < words; base += N * CONSUMERS) {
+            const int there = (words - base + CONSUMERS - 1 - thread) / CONSUMERS; // columns come in multiples of 256
+            receive<N, CONSUMERS>(bits, from + base, there, tag);
 #pragma unroll
-            for (int i = 0; i < 16; i++)
-                if (i < there) *(u32*)(to + ((base >> 7) + i) * line) = bits[i];
+            for (int i = 0; i < N; i++) {
+                if (i >= there) continue;
+                *(u32*)(to + (base / CONSUMERS + i) * line) = bits[i];
+                if (INT8) measure((u16)bits[i]), measure((u16)(bits[i] >> 16));
+            }
         }
     }
     if (!INT8) return;
-    barrier(id, width);
-    const u16* mine = room.act() + token * columns;
-    float largest = 0.0f;
-    bool any = false;
-#pragma unroll 2
-    for (int k = thread * 4; k < columns; k += width * 4) {
-        const uint2 four = *(const uint2*)(mine + k);
-        for (int i = 0; i < 4; i++) {
-            float a = fabsf(half_to_float((u16)((i < 2 ? four.x : four.y) >> 16 * (i & 1))));
-            const bool outlier = s.threshold > 0.0f && a >= s.threshold;
-            any |= outlier;
-            if (!outlier) largest = fmaxf(largest, a);
-        }
-    }
     // A negative sign says that there is an outlier.
-    for (int d = 16; d; d >>= 1) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, d));
+    const u32 most = __reduce_max_sync(FULL, __float_as_uint(largest));
     any = __any_sync(FULL, any);
-    if (lane == 0) scratch[8 + warp] = any ? __int_as_float(__float_as_int(largest) | 0x80000000) : largest;
-    barrier(id, width);
+    if (lane == 0) scratch[8 + warp] = __uint_as_float(any ? most | 0x80000000 : most);
+    consumers();
     any = false;
-    for (int i = 0; i < warps; i++) {
-        const int one = __float_as_int(scratch[8 + i]);
-        any |= one < 0;
-        largest = fmaxf(largest, __int_as_float(one & 0x7fffffff));
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) {
+        const u32 one = __float_as_uint(scratch[8 + i]);
+        any |= one >> 31;
+        largest = fmaxf(largest, __uint_as_float(one & 0x7fffffff));
     }
     const float scale = largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f;
-    u8* codes = room.codes(s) + fragment8(token, thread * 4, tokens);
-#pragma unroll 2
-    for (int k = thread * 4; k < columns; k += width * 4, codes += width / 16 * 64 * tokens) {
-        const uint2 four = *(const uint2*)(mine + k);
-        u32 word = 0;
-        for (int i = 0; i < 4; i++) {
-            const float a = half_to_float((u16)((i < 2 ? four.x : four.y) >> 16 * (i & 1)));
-            const bool outlier = s.threshold > 0.0f && fabsf(a) >= s.threshold;
-            word |= (outlier ? 0u : (u32)(u8)(signed char)__float2int_rn(__fmul_rn(a, scale))) << (8 * i);
+    auto code = [&](u16 h) {
+        const float a = half_to_float(h);
+        return outlier(fabsf(a)) ? 0u : (u32)(u8)(signed char)__float2int_rn(__fmul_rn(a, scale));
+    };
+    // Every thread has written what it reads here. Columns 64 apart lie 64 * tokens
+    // bytes apart.
+    u8* codes = room.codes(s) + fragment8(token, first, tokens);
+    if (weight) {
+#pragma unroll 4
+        for (int k = thread; k < columns; k += CONSUMERS, to += line, codes += CONSUMERS * tokens) *codes = (u8)code(*to);
+    } else {
+#pragma unroll 4
+        for (int k = first; k < columns; k += 2 * CONSUMERS, to += line, codes += 2 * CONSUMERS * tokens) {
+            const u32 two = *(const u32*)to;
+            *(u16*)codes = (u16)(code((u16)two) | code((u16)(two >> 16)) << 8);
         }
-        *(u32*)codes = word;
     }
     if (any) {
+        consumers(); // all numbers are there, and their largest ones read
         // Columns by rising number: a thread looks after some that lie together.
-        const int part = (columns + width - 1) / width, from = thread * part, end = min(columns, from + part);
+        const u16* mine = room.act() + token * columns;
+        const int part = (columns + CONSUMERS - 1) / CONSUMERS, from = thread * part, end = min(columns, from + part);
         int count = 0;
         for (int k = from; k < end; k++) count += fabsf(half_to_float(mine[k])) >= s.threshold;
         int before = count;
@@ -280,10 +296,10 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
             int v = __shfl_up_sync(FULL, before, d);
             if (lane >= d) before += v;
         }
-        if (lane == 31) ((int*)scratch)[warp] = before; // the sums of the norm have been read
-        barrier(id, width);
+        if (lane == 31) ((int*)scratch)[warp] = before;
+        consumers();
         int at = before - count, written = 0;
-        for (int i = 0; i < warps; i++) {
+        for (int i = 0; i < WARPS; i++) {
             const int there = ((int*)scratch)[i];
             if (i < warp) at += there;
             written += there;
@@ -328,7 +344,8 @@ DEV Turn turn_at(int at, int slots, u32 inverse) {
 
 // --- the warp that loads. Fills the ring with the tiles of one phase that are
 // this block's.
-template <int K> DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 barriers, int slots, Turn& at) {
+template <int K>
+DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 barriers, int slots, Turn& at, Turn& landing, int& moving) {
     constexpr int UNITS = Unit<K>::COUNT, BYTES = Unit<K>::BYTES;
     const int lane = threadIdx.x & 31;
     const int tiles = (rows + 15) >> 4, segments = columns >> 8, chunks = columns >> 6, each = (segments + UNITS - 1) / UNITS;
@@ -337,6 +354,13 @@ template <int K> DEV void fill(const Phase& phase, int rows, int columns, u32 ri
         for (int j = 0; j < each; j++, from += SLOT) {
             const int units = min(UNITS, segments - j * UNITS);
             const u32 to = ring + at.slot * stride, done = K == BIT4_WEIGHT ? at.raw(barriers) : at.full(barriers);
+            if (moving == IN_FLIGHT) {
+                if (K == BIT4_WEIGHT) barrier_wait(landing.raw(barriers), landing.empty_parity);
+                else barrier_wait(landing.full(barriers), landing.parity);
+                landing.advance(1, slots);
+            } else {
+                moving++;
+            }
             barrier_wait(at.empty(barriers), at.empty_parity ^ 1);
             // A thread left behind by two rounds would take one parity for the other.
             __syncwarp();
@@ -382,10 +406,10 @@ template <int K> DEV void fill(const Phase& phase, int rows, int columns, u32 ri
 // each row and each 64 columns of a slot, as they are multiplied with. 8 bytes
 // each, [unit][chunk][row].
 template <bool BF>
-DEV void decode(int slots_here, u32 ring, int stride, u32 barriers, u32 map_at, bool plain, float inverse, int slots, Turn& at) {
+DEV void decode(int slots_here, int& at_slot, u32 ring, int stride, u32 barriers, u32 map_at, bool plain, float inverse, int slots, Turn& at) {
     const int lane = threadIdx.x & 31;
 #pragma unroll 1
-    for (int i = 0; i < slots_here; i++, at.advance(1, slots)) {
+    for (; at_slot < slots_here; at_slot += DECODERS, at.advance(DECODERS, slots)) {
         const u32 scales = ring + at.slot * stride + SLOT;
         barrier_wait(at.raw(barriers), at.empty_parity);
         __syncwarp();
@@ -419,30 +443,45 @@ DEV void decode(int slots_here, u32 ring, int stride, u32 barriers, u32 map_at, 
 // --- the warps that multiply: a unit of 4-bit weights
 DEV void load_scale(Scale<false>& scale, u32 at) { load_shared8(at, scale.high, scale.low); }
 DEV void load_scale(Scale<true>& scale, u32 at) { scale.absmax = __uint_as_float(load_shared(at)); }
-template <bool BF>
-DEV void multiply4(u32 from, int u, const uint4* b_at, int line, float (&acc)[4]) {
+// N of them side by side, since each mma waits for the one before it.
+template <int N, bool BF>
+DEV void multiply4(const u32 (&from)[N], int u, const uint4* const (&b_at)[N], int line, u32 (&sums)[2][4]) {
     const int lane = threadIdx.x & 31;
-    const u32 mine = from + u * Unit<BIT4_WEIGHT>::BYTES + lane * 16, scales = from + SLOT + u * 512 + (lane >> 2) * 8;
+    const u32 mine = u * Unit<BIT4_WEIGHT>::BYTES + lane * 16, scales = SLOT + u * 512 + (lane >> 2) * 8;
     const u32 lane_part = lane * (BF ? 8 : 4);
+    float acc[N][4];
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        for (int i = 0; i < 4; i++) acc[n][i] = 0.0f;
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-        Scale<BF> s[2];
+        u32 a[N][4][4];
 #pragma unroll
-        for (int h = 0; h < 2; h++) load_scale(s[h], scales + c * 128 + h * 64);
-        const uint4 v = load_shared16(mine + c * 512);
-        const u32 word[4] = {v.x, v.y, v.z, v.w};
-        u32 a[4][4];
+        for (int n = 0; n < N; n++) {
+            Scale<BF> s[2];
 #pragma unroll
-        for (int j = 0; j < 4; j++)
+            for (int h = 0; h < 2; h++) load_scale(s[h], from[n] + scales + c * 128 + h * 64);
+            const uint4 v = load_shared16(from[n] + mine + c * 512);
+            const u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-            for (int r = 0; r < 4; r++) a[j][r] = weights_of(table_at(word[j], r, lane_part), s[r & 1]);
+            for (int j = 0; j < 4; j++)
+#pragma unroll
+                for (int r = 0; r < 4; r++) a[n][j][r] = weights_of(table_at(word[j], r, lane_part), s[r & 1]);
+        }
 #pragma unroll
         for (int p = 0; p < 2; p++) {
-            const uint4 b = b_at[(c * 2 + p) * line];
-            mma16<BF>(acc, a[2 * p], b.x, b.y);
-            mma16<BF>(acc, a[2 * p + 1], b.z, b.w);
+            uint4 b[N];
+#pragma unroll
+            for (int n = 0; n < N; n++) b[n] = b_at[n][(c * 2 + p) * line];
+#pragma unroll
+            for (int n = 0; n < N; n++) mma16<BF>(acc[n], a[n][2 * p], b[n].x, b[n].y);
+#pragma unroll
+            for (int n = 0; n < N; n++) mma16<BF>(acc[n], a[n][2 * p + 1], b[n].z, b[n].w);
         }
     }
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        for (int i = 0; i < 4; i++) sums[n][i] = __float_as_uint(acc[n][i]);
 }
 // Two units of whole numbers side by side, since each mma waits for the one
 // before it.
@@ -542,34 +581,31 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here
             int next_tile = tile, next_in = in_tile + GROUP;
             while (next_in >= each) next_in -= each, next_tile++;
             u32 v[2][4];
-            if (K == BIT4_WEIGHT) {
-                if (segment < segments) {
-                    float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-                    multiply4<BF>(ring + turn.slot * stride, u, b_from + segment * 8 * line, line, acc);
-#pragma unroll
-                    for (int i = 0; i < 4; i++) v[0][i] = __float_as_uint(acc[i]);
-                    keep(tile, segment, v[0]);
-                }
-                __syncwarp();
-                release(turn);
-            } else {
-                constexpr int B = K == INT8_WEIGHT ? 4 : 8; // pairs of mma of a segment
-                const int next_segment = next_in * UNITS + u;
-                // What has not come yet is not waited for: its room may be this unit's.
-                const bool two = next_tile < end && __all_sync(FULL, barrier_ended(next.full(barriers), next.parity));
-                const u32 from = ring + turn.slot * stride + u * Unit<K>::BYTES;
-                const bool second = two && next_segment < segments;
-                multiply<K, BF>(from, second ? ring + next.slot * stride + u * Unit<K>::BYTES : from, b_from + min(segment, segments - 1) * B * line,
-                                b_from + (second ? next_segment : 0) * B * line, line, v);
-                if (segment < segments) keep(tile, segment, v[0]);
-                if (second) keep(next_tile, next_segment, v[1]);
-                __syncwarp();
-                release(turn);
-                if (two) {
-                    release(next);
-                    next.advance(GROUP, s.ring_slots);
-                    for (next_in += GROUP; next_in >= each; next_in -= each) next_tile++;
-                }
+            constexpr int B = K == INT8_WEIGHT ? 4 : 8; // pairs of mma of a segment
+            const int next_segment = next_in * UNITS + u;
+            // What has not come yet is not waited for: its room may be this unit's.
+            const bool real_one = segment < segments;
+            const bool two = real_one && next_tile < end && __all_sync(FULL, barrier_ended(next.full(barriers), next.parity));
+            const bool second = two && next_segment < segments;
+            const u32 from = ring + turn.slot * stride, from2 = ring + next.slot * stride;
+            const uint4* const b_at = b_from + min(segment, segments - 1) * B * line;
+            const uint4* const b_at2 = b_from + (second ? next_segment : 0) * B * line;
+            if (K != BIT4_WEIGHT) {
+                const u32 part = u * Unit<K>::BYTES;
+                multiply<K, BF>(from + part, (second ? from2 : from) + part, b_at, b_at2, line, v);
+            } else if (second) {
+                multiply4<2, BF>({from, from2}, u, {b_at, b_at2}, line, v);
+            } else if (real_one) {
+                multiply4<1, BF>({from}, u, {b_at}, line, v);
+            }
+            if (real_one) keep(tile, segment, v[0]);
+            if (second) keep(next_tile, next_segment, v[1]);
+            __syncwarp();
+            release(turn);
+            if (two) {
+                release(next);
+                next.advance(GROUP, s.ring_slots);
+                for (next_in += GROUP; next_in >= each; next_in -= each) next_tile++;
             }
             turn = next, tile = next_tile, in_tile = next_in;
         }
@@ -790,7 +826,8 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         columns = which == O ? s.q_width : which == DOWN ? s.intermediate : s.hidden;
     };
     if (warp == WARPS) {
-        Turn at = {0, 0, 0, 0};
+        Turn at = {0, 0, 0, 0}, landing = at;
+        int moving = 0;
         u64 word = s.phases[lane]; // of the next phase
         for (int p = 0; p <= last; p++) {
             __syncwarp();
@@ -800,20 +837,24 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
             const Phase& phase = *(const Phase*)staged;
             int rows, columns;
             shape(p == last ? HEAD : p & 3, rows, columns);
-            if (p == last) fill<F16_WEIGHT>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
-            else fill<KIND>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at);
+            if (p == last) fill<F16_WEIGHT>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at, landing, moving);
+            else fill<KIND>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at, landing, moving);
         }
         return;
     }
     if (warp > WARPS) {
         if (KIND != BIT4_WEIGHT) return;
         Turn at = {0, 0, 0, 0};
+        int slot = warp - WARPS - 1; // of this phase
+        at.advance(slot, s.ring_slots);
         const float inverse = __fdiv_rn(1.0f, factor_of<BF>(s.table));
         for (int p = 0; p < last; p++) {
             int rows, columns;
             shape(p & 3, rows, columns);
             const int mine = ((rows + 15) / 16 - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-            decode<BF>(mine * ((columns / 256 + 3) / 4), ring, STRIDE, barriers, map_at, s.plain, inverse, s.ring_slots, at);
+            const int slots_here = mine * ((columns / 256 + 3) / 4);
+            decode<BF>(slots_here, slot, ring, STRIDE, barriers, map_at, s.plain, inverse, s.ring_slots, at);
+            slot -= slots_here;
         }
         return;
     }
@@ -855,20 +896,19 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         stamp(s, p, 0);
         if (which == O) attention<HD>(s, layer, tag, (uint4*)room.act(), q, fresh, so_far, BF);
         if (here.mine == 0) continue;
-        const bool normed = which != O && which != DOWN;
         const float* weight = here.norm; // null for o and down
-        const int columns = here.columns, half = threadIdx.x >> 7;
+        const int columns = here.columns;
         float norm[HELD];
 #pragma unroll
-        for (int i = 0; i < HELD; i++) norm[i] = weight && i * 128 < columns ? weight[(threadIdx.x & 127) + i * 128] : 0.0f;
+        for (int i = 0; i < HELD; i++) norm[i] = weight && i * CONSUMERS < columns ? weight[threadIdx.x + i * CONSUMERS] : 0.0f;
         const u64* mail = which == O ? s.attended : which == DOWN ? s.act : which == GATE_UP ? s.after_attention : s.after_layer;
         // What the layer before left has its tag.
         const u32 wanted = which == QKV || which == HEAD ? tag - 1 : tag;
         constexpr bool INT8 = KIND == INT8_WEIGHT;
 #pragma unroll 1
-        for (int token = tokens == 1 && !weight ? 0 : half; token < tokens; token += 2) {
-            if (which == HEAD && (INT8 || BF)) bring<false, false>(s, mail, wanted, weight, norm, columns, token, room, half);
-            else bring<INT8, BF>(s, mail, wanted, weight, norm, columns, token, room, half);
+        for (int token = 0; token < tokens; token++) {
+            if (which == HEAD && (INT8 || BF)) bring<false, false>(s, mail, wanted, weight, norm, columns, token, room);
+            else bring<INT8, BF>(s, mail, wanted, weight, norm, columns, token, room);
         }
         consumers();
         stamp(s, p, 1);
@@ -904,7 +944,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
 }
 
 #define PERSISTENT(NAME, KIND, BF, HD)                                                                        \
-    extern "C" __global__ void __launch_bounds__(CONSUMERS + 64, 1) NAME##_##HD(const __grid_constant__ Step s) { \
+    extern "C" __global__ void __launch_bounds__(CONSUMERS + 32 * (1 + DECODERS), 1) NAME##_##HD(const __grid_constant__ Step s) { \
         walk<KIND, BF, HD>(s);                                                                                \
     }
 #define BOTH(NAME, KIND, BF) PERSISTENT(NAME, KIND, BF, 64) PERSISTENT(NAME, KIND, BF, 128)
