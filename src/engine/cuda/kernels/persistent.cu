@@ -112,11 +112,6 @@ DEV u32 load_shared(u32 at) {
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
     return v;
 }
-DEV u32 load_shared1(u32 at) {
-    u32 v;
-    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(at));
-    return v;
-}
 DEV void load_shared8(u32 at, u32& a, u32& b) { asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "r"(at)); }
 DEV void store_shared(u32 at, u32 a, u32 b) { asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(a), "r"(b) : "memory"); }
 // --- pairs of 4-bit values, 256 bytes each, so that one byte permutation makes
@@ -161,7 +156,6 @@ template <int N, int STEP> DEV void receive(u32 (&bits)[N], const u64* from, int
 __shared__ float scratch[2][16];
 __shared__ float token_absmax[8]; // INT8
 __shared__ int outlier_count[8];
-__shared__ uint4 zero;
 struct Room {
     char* at;
     // 16-bit activations; INT8: [tokens][k] FP16, then codes, then columns of outliers.
@@ -173,6 +167,13 @@ struct Room {
     // Rows of the residual stream: [tile of this block][token][16].
     __device__ __forceinline__ float* own(const Step& s) const { return (float*)(at + s.room_bytes); }
 };
+
+// Of two pairs of FP16 numbers the larger ones, signs aside.
+DEV u32 larger2(u32 a, u32 b) {
+    u32 c;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b & 0x7fff7fff));
+    return c;
+}
 
 // All threads that multiply bring a token's numbers to shared memory: the
 // residual stream normed, or pairs of 16-bit numbers; for int8 they are
@@ -190,15 +191,7 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
     const int first = thread * (weight ? 1 : 2);
     u16* to = room.act() + (INT8 ? token * columns + first : fragment16(token, first, tokens));
     const int line = (INT8 ? CONSUMERS : CONSUMERS * tokens) * (weight ? 1 : 2);
-    // INT8: of the thread's numbers that are no outliers, and whether there are any.
-    float largest = 0.0f;
-    bool any = false;
-    auto outlier = [&](float a) { return s.threshold > 0.0f && a >= s.threshold; };
-    auto measure = [&](u16 h) {
-        const float a = fabsf(half_to_float(h));
-        if (outlier(a)) any = true;
-        else largest = fmaxf(largest, a);
-    };
+    u32 largest = 0; // INT8: the bits of the thread's two largest numbers, signs aside
     if (weight) {
         // As rms_norm does, to the bit.
         constexpr int N = 8;
@@ -222,7 +215,7 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
                         const float w = base == 0 && i < HELD ? norm[i < HELD ? i : 0] : weight[base + thread + i * CONSUMERS];
                         const u16 v = pack1<BF>(__fmul_rn(__fmul_rn(__uint_as_float(bits[i]), scale), w));
                         to[(base / CONSUMERS + i) * line] = v;
-                        if (INT8) measure(v);
+                        if (INT8) largest = larger2(largest, v);
                     }
                 }
             }
@@ -249,40 +242,46 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
             for (int i = 0; i < N; i++) {
                 if (i >= there) continue;
                 *(u32*)(to + (base / CONSUMERS + i) * line) = bits[i];
-                if (INT8) measure((u16)bits[i]), measure((u16)(bits[i] >> 16));
+                if (INT8) largest = larger2(largest, bits[i]);
             }
         }
     }
     if (!INT8) return;
-    // A negative sign says that there is an outlier.
-    const u32 most = __reduce_max_sync(FULL, __float_as_uint(largest));
-    any = __any_sync(FULL, any);
-    if (lane == 0) scratch[8 + warp] = __uint_as_float(any ? most | 0x80000000 : most);
-    consumers();
-    any = false;
+    // The largest of all threads; they meet twice if `again`, since it may stand
+    // where somebody still reads.
+    auto of_all = [&](u32 mine, bool again) {
+        const u32 most = __reduce_max_sync(FULL, max(mine & 0xffff, mine >> 16));
+        if (again) consumers();
+        if (lane == 0) scratch[8 + warp] = __uint_as_float(most);
+        consumers();
+        u32 all = 0;
 #pragma unroll
-    for (int i = 0; i < WARPS; i++) {
-        const u32 one = __float_as_uint(scratch[8 + i]);
-        any |= one >> 31;
-        largest = fmaxf(largest, __uint_as_float(one & 0x7fffffff));
-    }
-    const float scale = largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f;
-    auto code = [&](u16 h) {
-        const float a = half_to_float(h);
-        return outlier(fabsf(a)) ? 0u : (u32)(u8)(signed char)__float2int_rn(__fmul_rn(a, scale));
+        for (int i = 0; i < WARPS; i++) all = max(all, __float_as_uint(scratch[8 + i]));
+        return half_to_float((u16)all);
     };
-    // Every thread has written what it reads here. Columns 64 apart lie 64 * tokens
-    // bytes apart.
-    u8* codes = room.codes(s) + fragment8(token, first, tokens);
-    if (weight) {
-#pragma unroll 4
-        for (int k = thread; k < columns; k += CONSUMERS, to += line, codes += CONSUMERS * tokens) *codes = (u8)code(*to);
-    } else {
-#pragma unroll 4
-        for (int k = first; k < columns; k += 2 * CONSUMERS, to += line, codes += 2 * CONSUMERS * tokens) {
-            const u32 two = *(const u32*)to;
-            *(u16*)codes = (u16)(code((u16)two) | code((u16)(two >> 16)) << 8);
+    auto outlier = [&](u16 h) { return fabsf(half_to_float(h)) >= s.threshold; };
+    // Every thread has written what it reads here: numbers or pairs of them.
+    auto own = [&](int k) { return weight ? (u32)to[k - first] : *(const u32*)(to + (k - first)); };
+    float absmax = of_all(largest, false);
+    const bool any = s.threshold > 0.0f && absmax >= s.threshold;
+    if (any) { // then it is the largest of the others that counts
+        largest = 0;
+        for (int k = first; k < columns; k += line) {
+            const u32 two = own(k);
+            largest = larger2(largest, (outlier((u16)two) ? 0 : two & 0xffff) | (outlier((u16)(two >> 16)) ? 0 : two & 0xffff0000));
         }
+        absmax = of_all(largest, true);
+    }
+    const float scale = absmax > 0.0f ? __fdiv_rn(127.0f, absmax) : 0.0f;
+    // Rounded to an integer in the lowest bits of an f32.
+    auto code = [&](u16 h) { return any && outlier(h) ? 0u : __float_as_uint(__fadd_rn(__fmul_rn(half_to_float(h), scale), 12582912.0f)); };
+    // Columns 64 apart lie 64 * tokens bytes apart.
+    u8* codes = room.codes(s) + fragment8(token, first, tokens);
+#pragma unroll 8
+    for (int k = first; k < columns; k += line, codes += line * tokens) {
+        const u32 two = own(k);
+        if (weight) *codes = (u8)code((u16)two);
+        else *(u16*)codes = (u16)__byte_perm(code((u16)two), code((u16)(two >> 16)), 0x0040);
     }
     if (any) {
         consumers(); // all numbers are there, and their largest ones read
@@ -311,7 +310,7 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
     } else if (thread == 0) {
         outlier_count[token] = 0;
     }
-    if (thread == 0) token_absmax[token] = largest;
+    if (thread == 0) token_absmax[token] = absmax;
 }
 
 // Where a reader or the writer is in the ring. Different warps read a slot in
@@ -413,46 +412,62 @@ DEV void decode(int slots_here, int& at_slot, u32 ring, int stride, u32 barriers
         const u32 scales = ring + at.slot * stride + SLOT;
         barrier_wait(at.raw(barriers), at.empty_parity);
         __syncwarp();
+        // A thread looks after 8 blocks of a row.
+        const int row = lane & 15, first = lane >> 4 << 3;
         u32 bits[8];
+        if (plain) {
 #pragma unroll
-        for (int n = 0; n < 8; n++) { // of row and blocks: 16 of them each
-            const int row = lane & 15, block = n * 2 + (lane >> 4);
-            float scale;
-            if (plain) {
-                scale = __uint_as_float(load_shared(scales + (row * 16 + block) * 4));
-            } else {
-                const u32 code = load_shared1(scales + row * 16 + block);
-                const float nested = __uint_as_float(load_shared(scales + 256 + (row * 4 + (block >> 2)) * 4));
-                const float offset = __uint_as_float(load_shared(scales + 512 + row * 4));
-                scale = __fadd_rn(__fmul_rn(__uint_as_float(load_shared(map_at + code * 4)), nested), offset);
+            for (int n = 0; n < 8; n += 4) {
+                const uint4 four = load_shared16(scales + (row * 16 + first + n) * 4);
+                bits[n] = four.x, bits[n + 1] = four.y, bits[n + 2] = four.z, bits[n + 3] = four.w;
             }
-            bits[n] = scale_bits<BF>(scale, inverse);
+        } else {
+            u32 codes[2], nested[2];
+            load_shared8(scales + row * 16 + first, codes[0], codes[1]);
+            load_shared8(scales + 256 + row * 16 + first, nested[0], nested[1]);
+            const float offset = __uint_as_float(load_shared(scales + 512 + row * 4));
+#pragma unroll
+            for (int n = 0; n < 8; n++) {
+                const float value = __uint_as_float(load_shared(map_at + (codes[n >> 2] >> 8 * (n & 3) & 255) * 4));
+                bits[n] = __float_as_uint(__fadd_rn(__fmul_rn(value, __uint_as_float(nested[n >> 2])), offset));
+            }
         }
         __syncwarp(); // all have read what is written over
 #pragma unroll
         for (int n = 0; n < 8; n++) {
-            const u32 to = scales + ((n * 2 + (lane >> 4)) * 16 + (lane & 15)) * 8;
-            if (BF) store_shared(to, bits[n], 0);
-            else store_shared(to, __byte_perm(bits[n], 0, 0x1010), __byte_perm(bits[n], 0, 0x3232));
+            const u32 to = scales + ((first + n) * 16 + row) * 8, scale = scale_bits<BF>(__uint_as_float(bits[n]), inverse);
+            if (BF) store_shared(to, scale, 0);
+            else store_shared(to, __byte_perm(scale, 0, 0x1010), __byte_perm(scale, 0, 0x3232));
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(at.full(barriers), 1);
     }
 }
 
-// --- the warps that multiply: a unit of 4-bit weights
+// --- the warps that multiply. What a lane needs of the activations for two mma;
+// lanes of tokens that only fill up the 8 of an mma keep the zeros that are there,
+// and leave shared memory alone.
+DEV void load_b(uint4& b, u32 at, int real) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\n@p ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                 : "+r"(b.x), "+r"(b.y), "+r"(b.z), "+r"(b.w) : "r"(at), "r"(real));
+}
+
+// A unit of 4-bit weights
 DEV void load_scale(Scale<false>& scale, u32 at) { load_shared8(at, scale.high, scale.low); }
 DEV void load_scale(Scale<true>& scale, u32 at) { scale.absmax = __uint_as_float(load_shared(at)); }
 // N of them side by side, since each mma waits for the one before it.
 template <int N, bool BF>
-DEV void multiply4(const u32 (&from)[N], int u, const uint4* const (&b_at)[N], int line, u32 (&sums)[2][4]) {
+DEV void multiply4(const u32 (&from)[N], int u, const u32 (&b_at)[N], int line, int real, u32 (&sums)[2][4]) {
     const int lane = threadIdx.x & 31;
     const u32 mine = u * Unit<BIT4_WEIGHT>::BYTES + lane * 16, scales = SLOT + u * 512 + (lane >> 2) * 8;
     const u32 lane_part = lane * (BF ? 8 : 4);
     float acc[N][4];
+    uint4 b[N];
 #pragma unroll
-    for (int n = 0; n < N; n++)
+    for (int n = 0; n < N; n++) {
+        b[n] = make_uint4(0, 0, 0, 0);
         for (int i = 0; i < 4; i++) acc[n][i] = 0.0f;
+    }
 #pragma unroll
     for (int c = 0; c < 4; c++) {
         u32 a[N][4][4];
@@ -470,9 +485,8 @@ DEV void multiply4(const u32 (&from)[N], int u, const uint4* const (&b_at)[N], i
         }
 #pragma unroll
         for (int p = 0; p < 2; p++) {
-            uint4 b[N];
 #pragma unroll
-            for (int n = 0; n < N; n++) b[n] = b_at[n][(c * 2 + p) * line];
+            for (int n = 0; n < N; n++) load_b(b[n], b_at[n] + (c * 2 + p) * line, real);
 #pragma unroll
             for (int n = 0; n < N; n++) mma16<BF>(acc[n], a[n][2 * p], b[n].x, b[n].y);
 #pragma unroll
@@ -486,11 +500,14 @@ DEV void multiply4(const u32 (&from)[N], int u, const uint4* const (&b_at)[N], i
 // Two units of whole numbers side by side, since each mma waits for the one
 // before it.
 template <int K, bool BF>
-DEV void multiply(u32 from, u32 from2, const uint4* b_at, const uint4* b_at2, int line, u32 (&sums)[2][4]) {
+DEV void multiply(u32 from, u32 from2, u32 b_at, u32 b_at2, int line, int real, u32 (&sums)[2][4]) {
     const u32 lane = (threadIdx.x & 31) * 16;
     constexpr int PAIRS = K == F16_WEIGHT ? 8 : 4;
     float acc[2][4];
     int acc8[2][4];
+    uint4 both[2][2]; // in turns
+#pragma unroll
+    for (int n = 0; n < 4; n++) both[n >> 1][n & 1] = make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int n = 0; n < 2; n++)
         for (int i = 0; i < 4; i++) acc[n][i] = 0.0f, acc8[n][i] = 0;
@@ -498,7 +515,8 @@ DEV void multiply(u32 from, u32 from2, const uint4* b_at, const uint4* b_at2, in
     for (int p = 0; p < PAIRS; p++) {
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            const uint4 b = (n ? b_at2 : b_at)[p * line];
+            uint4& b = both[p & 1][n];
+            load_b(b, (n ? b_at2 : b_at) + p * line, real);
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const uint4 v = load_shared16((n ? from2 : from) + lane + (2 * p + j) * 512);
@@ -542,10 +560,9 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here
     int in_tile = warp / UNITS, tile = 0;
     while (in_tile >= each) in_tile -= each, tile++;
     Turn turn = turn_at(here.at + warp / UNITS, s.ring_slots, s.ring_inverse);
-    // Tokens that only fill up the 8 of an mma are zeros.
     const bool real_token = g < tokens;
-    const int line = real_token ? tokens * 4 : 0;
-    const uint4* b_from = real_token ? (const uint4*)(K == INT8_WEIGHT ? (const void*)room.codes(s) : (const void*)room.act()) + g * 4 + t : &zero;
+    const int line = tokens * 64; // bytes
+    const u32 b_from = (u32)__cvta_generic_to_shared(K == INT8_WEIGHT ? (const void*)room.codes(s) : (const void*)room.act()) + lane * 16;
 
 #pragma unroll 1
     for (int first = 0, round = 0; first < here.mine; first += here.together, round ^= 1) {
@@ -588,15 +605,15 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here
             const bool two = real_one && next_tile < end && __all_sync(FULL, barrier_ended(next.full(barriers), next.parity));
             const bool second = two && next_segment < segments;
             const u32 from = ring + turn.slot * stride, from2 = ring + next.slot * stride;
-            const uint4* const b_at = b_from + min(segment, segments - 1) * B * line;
-            const uint4* const b_at2 = b_from + (second ? next_segment : 0) * B * line;
+            const u32 b_at = b_from + min(segment, segments - 1) * B * line;
+            const u32 b_at2 = b_from + (second ? next_segment : 0) * B * line;
             if (K != BIT4_WEIGHT) {
                 const u32 part = u * Unit<K>::BYTES;
-                multiply<K, BF>(from + part, (second ? from2 : from) + part, b_at, b_at2, line, v);
+                multiply<K, BF>(from + part, (second ? from2 : from) + part, b_at, b_at2, line, real_token, v);
             } else if (second) {
-                multiply4<2, BF>({from, from2}, u, {b_at, b_at2}, line, v);
+                multiply4<2, BF>({from, from2}, u, {b_at, b_at2}, line, real_token, v);
             } else if (real_one) {
-                multiply4<1, BF>({from}, u, {b_at}, line, v);
+                multiply4<1, BF>({from}, u, {b_at}, line, real_token, v);
             }
             if (real_one) keep(tile, segment, v[0]);
             if (second) keep(next_tile, next_segment, v[1]);
@@ -806,7 +823,6 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     float(*so_far)[HD + 2] = (float(*)[HD + 2])(phases + 4 * s.layers + 1);
 
     if (threadIdx.x == 0) {
-        zero = make_uint4(0, 0, 0, 0);
         for (int i = 0; i < (ROUNDS + 2) * MOST_SLOTS; i++)
             // Whoever loads a slot to be decoded, arrives with all threads of its warp.
             barrier_init(barriers + 8 * i, i < ROUNDS * MOST_SLOTS ? 1 : i < (ROUNDS + 1) * MOST_SLOTS ? 4 : 33);
