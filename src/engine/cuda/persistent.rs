@@ -22,11 +22,12 @@ const MOST_CHUNKS: usize = 32;
 // As in the kernel.
 const WARPS: usize = 8;
 /// One that loads and those that decode absmax values.
-const OTHER_WARPS: usize = 3;
+const OTHER_WARPS: usize = 4;
 const PAD: usize = 20;
 const SLOT: usize = 8192;
 const SCALES: usize = 2048;
 const MOST_SLOTS: usize = 20;
+const MOST_SLOTS_4BIT: usize = 16;
 const TABLE_AT: usize = 2048;
 const TABLE_BYTES: usize = 256 * 256;
 const CHUNK: usize = 64;
@@ -330,10 +331,15 @@ impl Persistent {
 fn layout(card: &Card, kernels: &Kernels, model: &Model, tokens: usize) -> Option<Layout> {
     let config = &model.config;
     let widest = config.hidden.max(config.intermediate).max(config.q_width());
-    let (tables, slot, column) = match model.layers[0].qkv.kind {
-        Kind::F16 => (128, SLOT, 2),
-        Kind::Bit4 { .. } => (TABLE_AT + TABLE_BYTES + 1024, SLOT + SCALES, 2),
-        Kind::Int8 { .. } => (128, SLOT, 2 + 1 + 2),
+    let (tables, slot, most_slots, column) = match model.layers[0].qkv.kind {
+        Kind::F16 => (128, SLOT, MOST_SLOTS, 2),
+        Kind::Bit4 { .. } => (
+            TABLE_AT + TABLE_BYTES + 1024,
+            SLOT + SCALES,
+            MOST_SLOTS_4BIT,
+            2,
+        ),
+        Kind::Int8 { .. } => (128, SLOT, MOST_SLOTS, 2 + 1 + 2),
     };
     let act_bytes = (tokens * widest * column).next_multiple_of(16);
     let tile_bytes = widest / SEGMENT * tokens * PAD * 4;
@@ -350,7 +356,7 @@ fn layout(card: &Card, kernels: &Kernels, model: &Model, tokens: usize) -> Optio
     let merged = config.heads / config.kv_heads * (config.head_dim + 2) * 4;
     let fixed = tables + room_bytes + own_bytes + queries + phases + merged;
     let most = kernels.most_shared() as usize;
-    let ring_slots = (most.checked_sub(fixed)? / slot).min(MOST_SLOTS);
+    let ring_slots = (most.checked_sub(fixed)? / slot).min(most_slots);
     (ring_slots >= FEWEST_SLOTS).then_some(Layout {
         ring_slots,
         together,

@@ -1,5 +1,7 @@
 //! Products of packed weights with activations, and what becomes of the sums.
 
+use std::cmp::Reverse;
+
 use super::card::{Arguments, Buffer, Card, HOPPER, Plain};
 use super::kernels::{
     FEW_4BIT, FEW_4BIT_BF16, FEW_F16, FEW_INT8, Kernels, MANY_BF16, MANY_F16, MANY_INT8, Program,
@@ -331,25 +333,43 @@ impl Products {
         let blocks =
             |shape: &Shape| linear.rows.div_ceil(shape.rows) * tokens.div_ceil(shape.tokens);
         let cards = self.card.multiprocessors;
+        let bit4 = matches!(linear.kind, Kind::Bit4 { .. });
         let shape = match tokens {
             ..=16 => sixteen,
+            // Where the rows alone fill the card, unpacking wants the registers
+            // that two blocks would share.
+            17..=32 if bit4 && 10 * blocks(thirty_two) >= 9 * cards => sixty_four,
             17..=32 => thirty_two,
             33..=64 => sixty_four,
             _ if 10 * blocks(large) >= 7 * cards => large,
             _ => tall,
         };
-        // Segments that the busiest multiprocessor takes one after the other;
-        // one more a block for its beginning and its end.
+        // Half segments that the busiest multiprocessor takes one after the other;
+        // two more for the beginning and the end of a block, which another one on
+        // the same multiprocessor hides.
         let segments = linear.columns.div_ceil(SEGMENT);
         let cost = |plan: &Plan| {
-            let turns = (blocks(shape) * plan.split).div_ceil(cards);
-            turns * (segments.div_ceil(plan.split) + 1)
+            let two = shape.shares && plan.shared <= HALF_SHARED;
+            // Large clusters do not fit evenly into the parts of a card.
+            let room = if plan.split >= 4 && !two {
+                cards * 6 / 7
+            } else {
+                cards
+            };
+            let turns = (blocks(shape) * plan.split).div_ceil(room);
+            let alone = turns.div_ceil(if two { 2 } else { 1 });
+            2 * turns * segments.div_ceil(plan.split) + 2 * alone
         };
-        SPLITS
+        let plans = SPLITS
             .iter()
-            .filter_map(|&split| self.plan_of(linear, what, shape, split))
-            .min_by_key(cost)
-            .expect("a block of its own fits")
+            .filter_map(|&split| self.plan_of(linear, what, shape, split));
+        // Among equals, tables cost less in fewer segments.
+        let best = if bit4 {
+            plans.min_by_key(|plan| (cost(plan), Reverse(plan.split)))
+        } else {
+            plans.min_by_key(cost)
+        };
+        best.expect("a block of its own fits")
     }
 
     /// `shape` with `split` blocks that share the columns, and as many stages as

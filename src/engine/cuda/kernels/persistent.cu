@@ -15,19 +15,16 @@
 // Sums run in the order that common.cuh states.
 #if __CUDA_ARCH__ >= 900
 
-#define WARPS 8 // that multiply; one more loads, and DECODERS decode absmax values
+#define WARPS 8    // that multiply; one more loads,
+#define DECODERS 3 // and these decode absmax values
 #define CONSUMERS (32 * WARPS)
 #define PAD 20       // floats a token takes in sums: 16 rows, spread over the banks
 #define SLOT 8192    // bytes of weights of a slot of the ring
 #define SCALES 2048  // bytes after them: 4-bit weights' absmax values
-#define MOST_SLOTS 20
 // Slots on their way from memory at a time: what keeps it busy, since mailboxes
-// are read through the same queues.
+// are read through the same queues. Fewer than a ring has.
 #ifndef IN_FLIGHT
-#define IN_FLIGHT 6
-#endif
-#ifndef DECODERS
-#define DECODERS 2
+#define IN_FLIGHT 7
 #endif
 
 // One product of a layer, or the head.
@@ -96,13 +93,9 @@ DEV bool barrier_ended(u32 at, u32 parity) {
     return ended;
 }
 DEV void barrier_arrive(u32 at, int count) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
-// Arrives when the thread's copies so far have.
-DEV void barrier_arrive_copied(u32 at) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(at) : "memory"); }
 DEV void copy_bulk(u32 to, const void* from, int bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
-DEV void copy4(u32 to, const void* global) { asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory"); }
-DEV void copy16_to(u32 to, const void* global) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory"); }
 DEV void consumers() {
     __syncwarp();
     barrier(1, CONSUMERS);
@@ -156,6 +149,7 @@ template <int N, int STEP> DEV void receive(u32 (&bits)[N], const u64* from, int
 __shared__ float scratch[2][16];
 __shared__ float token_absmax[8]; // INT8
 __shared__ int outlier_count[8];
+__shared__ float attention_scale;
 struct Room {
     char* at;
     // 16-bit activations; INT8: [tokens][k] FP16, then codes, then columns of outliers.
@@ -313,24 +307,29 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
     if (thread == 0) token_absmax[token] = absmax;
 }
 
-// Where a reader or the writer is in the ring. Different warps read a slot in
+// Where a reader or a writer is in the ring. Different warps read a slot in
 // turn, and one may come to it before what is there for another has even
 // arrived. With one barrier it would take the end of the last round but one for
 // its own, so rounds take several in turns: enough for a warp that has read a
 // slot to know that ROUNDS - 1 rounds before the next two of its own have ended,
 // since the writer goes in order. That takes (ROUNDS - 1) * slots >= 2 * WARPS.
+// The same holds for those who write some of the slots and wait for their readers.
 #define ROUNDS 3
 struct Turn {
     int slot, round, parity; // the round's barrier, and how often it was used
-    u32 empty_parity;
-    __device__ __forceinline__ u32 full(u32 barriers) const { return barriers + 8 * (round * MOST_SLOTS + slot); }
-    __device__ __forceinline__ u32 empty(u32 barriers) const { return barriers + 8 * (ROUNDS * MOST_SLOTS + slot); }
-    // 4-bit weights: all is there, absmax values not decoded yet.
-    __device__ __forceinline__ u32 raw(u32 barriers) const { return barriers + 8 * ((ROUNDS + 1) * MOST_SLOTS + slot); }
+    // What the slot holds is there; it has been read.
+    __device__ __forceinline__ u32 full(u32 barriers) const { return barriers + 8 * (slot * 2 * ROUNDS + round); }
+    __device__ __forceinline__ u32 empty(u32 barriers) const { return barriers + 8 * (slot * 2 * ROUNDS + ROUNDS + round); }
+    // Waits until what the round before left has been read.
+    __device__ __forceinline__ void wait_empty(u32 barriers) const {
+        const Turn before = {slot, round ? round - 1 : ROUNDS - 1, round ? parity : parity ^ 1};
+        barrier_wait(before.empty(barriers), before.parity);
+        __syncwarp();
+    }
     __device__ __forceinline__ void advance(int by, int slots) {
         slot += by;
         while (slot >= slots) {
-            slot -= slots, empty_parity ^= 1;
+            slot -= slots;
             if (++round == ROUNDS) round = 0, parity ^= 1;
         }
     }
@@ -338,110 +337,93 @@ struct Turn {
 // From the number of slots so far. inverse: 2^20 / slots, rounded up.
 DEV Turn turn_at(int at, int slots, u32 inverse) {
     const int rounds = (int)((u32)at * inverse >> 20);
-    return Turn{at - rounds * slots, rounds % ROUNDS, rounds / ROUNDS & 1, (u32)rounds & 1};
+    return Turn{at - rounds * slots, rounds % ROUNDS, rounds / ROUNDS & 1};
 }
 
 // --- the warp that loads. Fills the ring with the tiles of one phase that are
-// this block's.
-template <int K>
+// this block's. together: others bring something to the slots too.
+template <int K, bool TOGETHER>
 DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u32 barriers, int slots, Turn& at, Turn& landing, int& moving) {
     constexpr int UNITS = Unit<K>::COUNT, BYTES = Unit<K>::BYTES;
-    const int lane = threadIdx.x & 31;
-    const int tiles = (rows + 15) >> 4, segments = columns >> 8, chunks = columns >> 6, each = (segments + UNITS - 1) / UNITS;
+    const int tiles = (rows + 15) >> 4, segments = columns >> 8, each = (segments + UNITS - 1) / UNITS;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const u8* from = phase.weight + (i64)tile * segments * BYTES;
         for (int j = 0; j < each; j++, from += SLOT) {
-            const int units = min(UNITS, segments - j * UNITS);
-            const u32 to = ring + at.slot * stride, done = K == BIT4_WEIGHT ? at.raw(barriers) : at.full(barriers);
             if (moving == IN_FLIGHT) {
-                if (K == BIT4_WEIGHT) barrier_wait(landing.raw(barriers), landing.empty_parity);
-                else barrier_wait(landing.full(barriers), landing.parity);
+                barrier_wait(landing.full(barriers), landing.parity);
                 landing.advance(1, slots);
             } else {
                 moving++;
             }
-            barrier_wait(at.empty(barriers), at.empty_parity ^ 1);
-            // A thread left behind by two rounds would take one parity for the other.
-            __syncwarp();
-            if (lane == 0) {
-                barrier_expect(done, units * BYTES);
-                copy_bulk(to, from, units * BYTES, done);
-            }
-            if (K == BIT4_WEIGHT) {
-                const u32 scales = to + SLOT;
-                // Row r of the tile; pairs of a row and a unit.
-                auto row_of = [&](int r, const Part*& part) {
-                    Place place = place_of(phase.parts, tile * 2 + (r >> 3));
-                    part = phase.parts.part + place.part;
-                    return (i64)(place.row + (r & 7)) * chunks + j * 16;
-                };
-                const Part* part;
-                if (!phase.parts.part[0].plain) {
-                    if (lane < 16) {
-                        const i64 block = row_of(lane, part);
-                        if ((chunks & 15) == 0) copy16_to(scales + lane * 16, part->codes + block);
-                        else
-                            for (int u = 0; u < units; u++) copy4(scales + lane * 16 + u * 4, part->codes + block + u * 4);
-                        copy4(scales + 512 + lane * 4, part->offset);
-                    }
-                    for (int i = lane; i < 64; i += 32) {
-                        const i64 block = row_of(i >> 2, part);
-                        if ((i & 3) < units) copy4(scales + 256 + i * 4, part->nested + (block + (i & 3) * 4 >> 8));
-                    }
-                } else {
-                    for (int i = lane; i < 64; i += 32) {
-                        const i64 block = row_of(i >> 2, part);
-                        if ((i & 3) < units) copy16_to(scales + i * 16, part->plain + block + (i & 3) * 4);
-                    }
-                }
-                barrier_arrive_copied(done);
+            at.wait_empty(barriers);
+            if ((threadIdx.x & 31) == 0) {
+                const int bytes = min(UNITS, segments - j * UNITS) * BYTES;
+                barrier_expect(at.full(barriers), bytes);
+                copy_bulk(ring + at.slot * stride, from, bytes, at.full(barriers));
+                if (TOGETHER && K != BIT4_WEIGHT) barrier_arrive(at.full(barriers), 1);
             }
             at.advance(1, slots);
         }
     }
 }
 
-// --- the warp that decodes the absmax values of a phase of 4-bit weights: for
-// each row and each 64 columns of a slot, as they are multiplied with. 8 bytes
-// each, [unit][chunk][row].
-template <bool BF>
-DEV void decode(int slots_here, int& at_slot, u32 ring, int stride, u32 barriers, u32 map_at, bool plain, float inverse, int slots, Turn& at) {
-    const int lane = threadIdx.x & 31;
-#pragma unroll 1
-    for (; at_slot < slots_here; at_slot += DECODERS, at.advance(DECODERS, slots)) {
-        const u32 scales = ring + at.slot * stride + SLOT;
-        barrier_wait(at.raw(barriers), at.empty_parity);
-        __syncwarp();
-        // A thread looks after 8 blocks of a row.
-        const int row = lane & 15, first = lane >> 4 << 3;
-        u32 bits[8];
-        if (plain) {
+// --- the warps that decode the absmax values of 4-bit weights: for each row and
+// each 64 columns of a slot, as they are multiplied with. 8 bytes each,
+// [unit][chunk][row]. A thread looks after 8 blocks of a row.
+struct Raw {
+    u32 codes[8]; // double quantisation: 4 in each of the first two; else f32
+    float nested[2], offset;
+};
+// Of the slots of a block one after the other, through all phases.
+struct Place4 {
+    int phase, tile, in_tile, tiles, each, segments;
+};
+DEV void load_raw(Raw& raw, const Step& s, const Place4& at) {
+    const int lane = threadIdx.x & 31, row = lane & 15, first = lane >> 4 << 3, chunks = at.segments * 4;
+    const Parts& parts = ((const Phase*)(s.phases + at.phase * PHASE_WORDS))->parts;
+    const Place place = place_of(parts, at.tile * 2 + (row >> 3));
+    const Part part = parts.part[place.part];
+    const int inside = at.in_tile * 16 + first;
+    const i64 block = (i64)(place.row + (row & 7)) * chunks + inside;
 #pragma unroll
-            for (int n = 0; n < 8; n += 4) {
-                const uint4 four = load_shared16(scales + (row * 16 + first + n) * 4);
-                bits[n] = four.x, bits[n + 1] = four.y, bits[n + 2] = four.z, bits[n + 3] = four.w;
-            }
+    for (int w = 0; w < 2; w++) {
+        const bool there = inside + w * 4 < chunks && at.tile * 16 + row < parts.rows;
+        if (s.plain) {
+            const uint4 four = there ? *(const uint4*)(part.plain + block + w * 4) : make_uint4(0, 0, 0, 0);
+            raw.codes[w * 4] = four.x, raw.codes[w * 4 + 1] = four.y, raw.codes[w * 4 + 2] = four.z, raw.codes[w * 4 + 3] = four.w;
         } else {
-            u32 codes[2], nested[2];
-            load_shared8(scales + row * 16 + first, codes[0], codes[1]);
-            load_shared8(scales + 256 + row * 16 + first, nested[0], nested[1]);
-            const float offset = __uint_as_float(load_shared(scales + 512 + row * 4));
-#pragma unroll
-            for (int n = 0; n < 8; n++) {
-                const float value = __uint_as_float(load_shared(map_at + (codes[n >> 2] >> 8 * (n & 3) & 255) * 4));
-                bits[n] = __float_as_uint(__fadd_rn(__fmul_rn(value, __uint_as_float(nested[n >> 2])), offset));
-            }
+            raw.codes[w] = there ? *(const u32*)(part.codes + block + w * 4) : 0u;
+            raw.nested[w] = there ? part.nested[block + w * 4 >> 8] : 0.0f;
         }
-        __syncwarp(); // all have read what is written over
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            const u32 to = scales + ((first + n) * 16 + row) * 8, scale = scale_bits<BF>(__uint_as_float(bits[n]), inverse);
-            if (BF) store_shared(to, scale, 0);
-            else store_shared(to, __byte_perm(scale, 0, 0x1010), __byte_perm(scale, 0, 0x3232));
-        }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(at.full(barriers), 1);
     }
+    raw.offset = s.plain ? 0.0f : *part.offset;
+}
+template <bool BF> DEV void store_decoded(const Raw& raw, u32 scales, u32 map_at, bool plain, float inverse) {
+    const int lane = threadIdx.x & 31, row = lane & 15, first = lane >> 4 << 3;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        float absmax = __uint_as_float(raw.codes[n]);
+        if (!plain) {
+            const float value = __uint_as_float(load_shared(map_at + (raw.codes[n >> 2] >> 8 * (n & 3) & 255) * 4));
+            absmax = __fadd_rn(__fmul_rn(value, raw.nested[n >> 2]), raw.offset);
+        }
+        const u32 to = scales + ((first + n) * 16 + row) * 8, scale = scale_bits<BF>(absmax, inverse);
+        if (BF) store_shared(to, scale, 0);
+        else store_shared(to, __byte_perm(scale, 0, 0x1010), __byte_perm(scale, 0, 0x3232));
+    }
+}
+// Goes `by` slots on; false behind the last one.
+template <class S> DEV bool next_place(Place4& at, int by, int last, S shape) {
+    at.in_tile += by;
+    while (at.in_tile >= at.each || at.tile >= at.tiles) {
+        if (at.tile < at.tiles) at.in_tile -= at.each, at.tile += gridDim.x;
+        if (at.tile < at.tiles) continue;
+        if (++at.phase == last) return false;
+        int rows, columns;
+        shape(at.phase & 3, rows, columns);
+        at.tile = blockIdx.x, at.tiles = (rows + 15) >> 4, at.segments = columns >> 8, at.each = (at.segments + 3) >> 2;
+    }
+    return true;
 }
 
 // --- the warps that multiply. What a lane needs of the activations for two mma;
@@ -462,10 +444,11 @@ DEV void multiply4(const u32 (&from)[N], int u, const u32 (&b_at)[N], int line, 
     const u32 mine = u * Unit<BIT4_WEIGHT>::BYTES + lane * 16, scales = SLOT + u * 512 + (lane >> 2) * 8;
     const u32 lane_part = lane * (BF ? 8 : 4);
     float acc[N][4];
-    uint4 b[N];
+    constexpr int TURNS = N == 1 ? 2 : 1;
+    uint4 b[TURNS][N]; // in turns
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        b[n] = make_uint4(0, 0, 0, 0);
+        b[0][n] = b[TURNS - 1][n] = make_uint4(0, 0, 0, 0);
         for (int i = 0; i < 4; i++) acc[n][i] = 0.0f;
     }
 #pragma unroll
@@ -486,11 +469,11 @@ DEV void multiply4(const u32 (&from)[N], int u, const u32 (&b_at)[N], int line, 
 #pragma unroll
         for (int p = 0; p < 2; p++) {
 #pragma unroll
-            for (int n = 0; n < N; n++) load_b(b[n], b_at[n] + (c * 2 + p) * line, real);
+            for (int n = 0; n < N; n++) load_b(b[p % TURNS][n], b_at[n] + (c * 2 + p) * line, real);
 #pragma unroll
-            for (int n = 0; n < N; n++) mma16<BF>(acc[n], a[n][2 * p], b[n].x, b[n].y);
+            for (int n = 0; n < N; n++) mma16<BF>(acc[n], a[n][2 * p], b[p % TURNS][n].x, b[p % TURNS][n].y);
 #pragma unroll
-            for (int n = 0; n < N; n++) mma16<BF>(acc[n], a[n][2 * p + 1], b[n].z, b[n].w);
+            for (int n = 0; n < N; n++) mma16<BF>(acc[n], a[n][2 * p + 1], b[p % TURNS][n].z, b[p % TURNS][n].w);
         }
     }
 #pragma unroll
@@ -672,6 +655,9 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
     constexpr int LINE = HD / 8, SIZE = CHUNK * LINE, HALF = HD / 2;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int group = s.heads / s.kv_heads, width = (s.heads + 2 * s.kv_heads) * HD;
+    // Through shared memory, or the assembler would fetch it anew from the arguments
+    // for every use, and wait.
+    const float scale = __uint_as_float(load_shared((u32)__cvta_generic_to_shared(&attention_scale)));
     // From the last block on: those have no more than one tile of most products.
 #pragma unroll 1
     for (int item = gridDim.x - 1 - blockIdx.x; item < s.kv_heads * s.batch; item += gridDim.x) {
@@ -749,7 +735,7 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
                 float most[2], sum[2];
                 const int limit[2] = {position, position};
                 uint4* mine = chunk + warp * 2 * SIZE;
-                weigh<HD>(p, most, sum, query, mine, (first + warp) * CHUNK, limit, s.scale);
+                weigh<HD>(p, most, sum, query, mine, (first + warp) * CHUNK, limit, scale);
                 __syncwarp(); // results take the place of the keys
                 float* to[2];
 #pragma unroll
@@ -806,7 +792,10 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
 
 template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     extern __shared__ uint4 shared[];
-    __shared__ u64 all_barriers[ROUNDS + 2][MOST_SLOTS]; // a slot is full, it is empty, it is to be decoded
+    // A slot is full, in each round; it is empty. What a kernel declares of shared
+    // memory lies below the table.
+    constexpr int MOST_SLOTS = KIND == BIT4_WEIGHT ? 16 : 20;
+    __shared__ u64 all_barriers[MOST_SLOTS][2 * ROUNDS];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tokens = s.batch;
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
@@ -823,9 +812,10 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     float(*so_far)[HD + 2] = (float(*)[HD + 2])(phases + 4 * s.layers + 1);
 
     if (threadIdx.x == 0) {
-        for (int i = 0; i < (ROUNDS + 2) * MOST_SLOTS; i++)
-            // Whoever loads a slot to be decoded, arrives with all threads of its warp.
-            barrier_init(barriers + 8 * i, i < ROUNDS * MOST_SLOTS ? 1 : i < (ROUNDS + 1) * MOST_SLOTS ? 4 : 33);
+        attention_scale = s.scale;
+        for (int i = 0; i < 2 * ROUNDS * MOST_SLOTS; i++)
+            // Weights come from one warp, decoded absmax values from another.
+            barrier_init(barriers + 8 * i, i % (2 * ROUNDS) >= ROUNDS ? 4 : KIND == BIT4_WEIGHT ? 2 : 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async;" ::: "memory");
     }
@@ -842,7 +832,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         columns = which == O ? s.q_width : which == DOWN ? s.intermediate : s.hidden;
     };
     if (warp == WARPS) {
-        Turn at = {0, 0, 0, 0}, landing = at;
+        Turn at = {0, 0, 0}, landing = at;
         int moving = 0;
         u64 word = s.phases[lane]; // of the next phase
         for (int p = 0; p <= last; p++) {
@@ -853,24 +843,30 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
             const Phase& phase = *(const Phase*)staged;
             int rows, columns;
             shape(p == last ? HEAD : p & 3, rows, columns);
-            if (p == last) fill<F16_WEIGHT>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at, landing, moving);
-            else fill<KIND>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at, landing, moving);
+            constexpr bool TOGETHER = KIND == BIT4_WEIGHT;
+            if (p == last) fill<F16_WEIGHT, TOGETHER>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at, landing, moving);
+            else fill<KIND, TOGETHER>(phase, rows, columns, ring, STRIDE, barriers, s.ring_slots, at, landing, moving);
         }
         return;
     }
     if (warp > WARPS) {
         if (KIND != BIT4_WEIGHT) return;
-        Turn at = {0, 0, 0, 0};
-        int slot = warp - WARPS - 1; // of this phase
-        at.advance(slot, s.ring_slots);
         const float inverse = __fdiv_rn(1.0f, factor_of<BF>(s.table));
-        for (int p = 0; p < last; p++) {
-            int rows, columns;
-            shape(p & 3, rows, columns);
-            const int mine = ((rows + 15) / 16 - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-            const int slots_here = mine * ((columns / 256 + 3) / 4);
-            decode<BF>(slots_here, slot, ring, STRIDE, barriers, map_at, s.plain, inverse, s.ring_slots, at);
-            slot -= slots_here;
+        Turn turn = {0, 0, 0};
+        turn.advance(warp - WARPS - 1, s.ring_slots);
+        Place4 place = {-1, 0, warp - WARPS - 1, 0, 0, 0};
+        Raw raw;
+        bool more = next_place(place, 0, last, shape);
+        if (more) load_raw(raw, s, place);
+        while (more) {
+            const Raw now = raw;
+            more = next_place(place, DECODERS, last, shape);
+            if (more) load_raw(raw, s, place);
+            turn.wait_empty(barriers);
+            store_decoded<BF>(now, ring + turn.slot * STRIDE + SLOT, map_at, s.plain, inverse);
+            __syncwarp();
+            if (lane == 0) barrier_arrive(turn.full(barriers), 1);
+            turn.advance(DECODERS, s.ring_slots);
         }
         return;
     }
