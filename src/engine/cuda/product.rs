@@ -349,7 +349,7 @@ impl Products {
         // the same multiprocessor hides.
         let segments = linear.columns.div_ceil(SEGMENT);
         let cost = |plan: &Plan| {
-            let two = shape.shares && plan.shared <= HALF_SHARED;
+            let two = plan.two();
             // Large clusters do not fit evenly into the parts of a card.
             let room = if plan.split >= 4 && !two {
                 cards * 6 / 7
@@ -389,9 +389,10 @@ impl Products {
             Kind::Int8 { .. } => split,
             _ => 1 + segments - segments / split,
         };
+        let integers = matches!(linear.kind, Kind::Int8 { .. });
         let sums = match (split, what) {
             (1, What::Likeliest) => shape.rows / TILE_ROWS * shape.tokens * 8,
-            (1, _) => 0,
+            (1, _) if !integers => 0,
             _ => sets * shape.rows * shape.tokens * 4 / split,
         };
         let (weights, stage) = (
@@ -467,11 +468,13 @@ impl Products {
             what.name(),
             shape.name
         );
-        let grid = (
-            tokens.div_ceil(shape.tokens),
-            linear.rows.div_ceil(shape.rows),
-            split,
-        );
+        let tiles = tokens.div_ceil(shape.tokens) * linear.rows.div_ceil(shape.rows);
+        let blocks = if split == 1 && !shape.shares {
+            tiles.min(self.card.multiprocessors)
+        } else {
+            tiles
+        };
+        let grid = (blocks, 1, split);
         self.kernels
             .launch_clusters(&name, grid, split, shape.threads, plan.shared, arguments)
     }
@@ -678,7 +681,8 @@ struct Shape {
     rows: usize,
     tokens: usize,
     threads: usize,
-    /// Whether two blocks fit into the registers of a multiprocessor.
+    /// Whether two blocks fit into the registers of a multiprocessor; else one
+    /// takes several tiles.
     shares: bool,
 }
 
@@ -742,6 +746,13 @@ pub struct Plan {
     depth: usize,
     /// Bytes of dynamic shared memory.
     shared: usize,
+}
+
+impl Plan {
+    /// Whether two of its blocks fit into a multiprocessor.
+    fn two(&self) -> bool {
+        self.shape.shares && self.shared <= HALF_SHARED
+    }
 }
 
 /// As in kernels/wide.cu: what lies before the stages, with what alignment

@@ -123,9 +123,11 @@ DEV void give(const SUM (&sum)[NUMBERS], u32 sums, int set, int unit, int step, 
 // by whole warpgroups.
 template <int WM, int WN, int N> struct Loaders { enum { SHIFT = WM * WN == 2 && WN * N > 64, WARPS = SHIFT ? 4 : 1 }; };
 
-// WM by WN warpgroups of 64 rows by N tokens, and one thread that loads. Blocks
-// that share rows run side by side, so that a weight comes from memory once.
-// gridDim.z blocks are a cluster; `depth` stages are on their way.
+// WM by WN warpgroups of 64 rows by N tokens, and one thread that loads. A block
+// of 64 tokens or more takes one tile of so many rows and tokens after the other,
+// and the next one's stages are on their way while it finishes one. Tiles that
+// share rows run side by side, so that a weight comes from memory once. gridDim.z
+// blocks are a cluster, of one tile; `depth` stages are on their way.
 template <int KIND, bool BF, int WM, int WN, int N, int WHAT>
 DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* weight, const Parts& parts, int columns,
               int tokens, int depth, const float* table, const float* map, const Scales8& scales, const Output& out) {
@@ -133,9 +135,10 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     __shared__ u64 barriers[2][MOST_STAGES]; // a stage is full, a stage is empty
     constexpr int TILE_BYTES = KIND == BIT4_WEIGHT ? 512 : 2048, A_BYTES = 4 * WM * TILE_BYTES, TN = WN * N;
     constexpr int STAGE_BYTES = A_BYTES + TN * 128, WARPS = 4 * WM * WN, THREADS = 32 * WARPS;
+    constexpr bool LOOP = TN >= 64; // registers do not suffice where two blocks share a multiprocessor
     constexpr int PER_SEGMENT = KIND == INT8_WEIGHT ? 2 : 4; // stages
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const int tiles = (out.rows + 15) >> 4, tile0 = blockIdx.y * 4 * WM, token0 = blockIdx.x * TN;
+    const int tiles = (out.rows + 15) >> 4, across = (tokens + TN - 1) / TN, all = across * ((tiles + 4 * WM - 1) / (4 * WM));
     const int bytes = KIND == INT8_WEIGHT ? columns : 2 * columns; // of a row of k
     const int stages = (bytes + 127) >> 7, segments = (stages + PER_SEGMENT - 1) / PER_SEGMENT;
     // Whole segments of this block; there are no fewer than blocks of a cluster.
@@ -151,13 +154,13 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     const u32 full = (u32)__cvta_generic_to_shared(barriers[0]), empty = full + 8 * MOST_STAGES;
     float* maps = (float*)((char*)shared + (zero + TABLE_AT + TABLE_BYTES - bottom));
 
-    auto load = [&](int stage, int slot, bool a, bool b) {
+    auto load = [&](int block, int stage, int slot, bool a, bool b) {
         const u32 to = ring + slot * STAGE_BYTES, at = full + slot * 8;
         if (a) {
             barrier_expect(at, STAGE_BYTES);
-            copy_box(to, weight_map, stage * (TILE_BYTES / 8), tile0, at);
+            copy_box(to, weight_map, stage * (TILE_BYTES / 8), block / across * 4 * WM, at);
         }
-        if (b) copy_box(to + A_BYTES, act_map, stage * (1024 / 8), token0 / 8, at);
+        if (b) copy_box(to + A_BYTES, act_map, stage * (1024 / 8), block % across * (TN / 8), at);
     };
     pdl_launch();
     const int ahead = min(depth, last - first);
@@ -165,7 +168,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         for (int i = 0; i < depth; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, WARPS);
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
         // Weights do not wait for the kernel ahead, activations do.
-        for (int i = 0; i < ahead; i++) load(first + i, i, true, false);
+        for (int i = 0; i < ahead; i++) load(blockIdx.x, first + i, i, true, false);
         prefetch(act_map);
     } else if (KIND == BIT4_WEIGHT && threadIdx.x < THREADS) {
         fill_pairs<BF>((uint4*)((char*)shared + (zero + TABLE_AT - bottom)), table, THREADS);
@@ -181,13 +184,14 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         if (threadIdx.x == THREADS) {
             pdl_wait();
             asm volatile("fence.proxy.async;" ::: "memory"); // what other kernels wrote, for the copies
-            for (int i = 0; i < ahead; i++) load(first + i, i, false, true);
-            int slot = 0, parity = 0;
-            for (int stage = first + depth; stage < last; stage++) {
-                barrier_wait(empty + slot * 8, parity);
-                load(stage, slot, true, true);
-                if (++slot == depth) slot = 0, parity ^= 1;
-            }
+            for (int i = 0; i < ahead; i++) load(blockIdx.x, first + i, i, false, true);
+            int slot = ahead == depth ? 0 : ahead, parity = ahead == depth ? 0 : 1;
+            for (int block = blockIdx.x, stage = first + ahead; block < all; block = LOOP ? block + (int)gridDim.x : all, stage = first)
+                for (; stage < last; stage++) {
+                    barrier_wait(empty + slot * 8, parity);
+                    load(block, stage, slot, true, true);
+                    if (++slot == depth) slot = 0, parity ^= 1;
+                }
         }
         __syncwarp();
         if (blocks > 1) cluster_wait(), cluster_arrive(), cluster_wait();
@@ -197,11 +201,8 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     if (SHIFT) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     typedef typename Sum<KIND>::type sum_t;
     const int wr = (warp >> 2) % WM, wt = (warp >> 2) / WM; // this warpgroup's place
-    const int tile = tile0 + wr * 4 + (warp & 3);            // this warp's rows
     sum_t acc[N / 2];
     float total[N / 2];
-#pragma unroll
-    for (int i = 0; i < N / 2; i++) acc[i] = 0, total[i] = 0.0f;
 
     // Absmax values of rows g and g + 8: lane t looks after chunk t of a segment.
     // What is decoded at the next segment is loaded at this one.
@@ -211,8 +212,8 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     float next[2] = {0.0f, 0.0f}, offset[2] = {0.0f, 0.0f};
     u32 scale[2] = {0, 0};
     int code[2] = {0, 0};
-    auto load_scales = [&](int segment) {
-        const int chunk = segment * 4 + t;
+    auto load_scales = [&](int block, int segment) {
+        const int chunk = segment * 4 + t, tile = block / across * 4 * WM + wr * 4 + (warp & 3);
         if (chunk >= chunks || tile >= tiles) return;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -223,13 +224,14 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             if (coded) code[h] = part.codes[block], offset[h] = *part.offset;
         }
     };
-    auto next_scales = [&](int segment) {
+    auto next_scales = [&](int block, int segment) {
 #pragma unroll
         for (int h = 0; h < 2; h++)
             scale[h] = scale_bits<BF>(coded ? __fadd_rn(__fmul_rn(maps[code[h]], next[h]), offset[h]) : next[h], inverse);
-        if ((segment + 1) * 4 < last) load_scales(segment + 1);
+        if ((segment + 1) * 4 < last) load_scales(block, segment + 1);
+        else if (LOOP && block + (int)gridDim.x < all) load_scales(block + gridDim.x, first >> 2);
     };
-    if (KIND == BIT4_WEIGHT) load_scales(first >> 2);
+    if (KIND == BIT4_WEIGHT) load_scales(blockIdx.x, first >> 2);
 
     // The outputs in units of a warp, by groups of 8 tokens, then by tiles. Each
     // block of a cluster finishes as many, and holds their sums of all segments:
@@ -295,140 +297,147 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             give(acc, sums, 1 + stage / PER_SEGMENT - alone, unit0, 4 * WM, own_log2, lane, false);
         }
     };
+    auto meet = [&] { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }; // all that multiply
     // Whole segments of 4 stages; int8 sums go on from one to the next.
     const int whole = first + ((min(last, bytes >> 7) - first) & ~3);
-    for (int stage = first; stage < whole; stage += 4) {
-        if (KIND == BIT4_WEIGHT) next_scales(stage >> 2);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32(&now)[4][4] = a[AT_ONCE ? 0 : i & 1];
-            unpack(stage + i, now);
-            product(stage + i, now, i == 0 && (SEGMENTS || stage == first), true);
-            if (AT_ONCE || i == 3 && SEGMENTS) group_wait<0>();
-            else group_wait<1>();
-            if (!AT_ONCE && (i > 0 || !SEGMENTS && stage > first)) release(before_slot);
-            if (AT_ONCE || i == 3 && SEGMENTS) release(slot);
-            advance();
-        }
-        end_segment(stage);
-    }
-    if (!AT_ONCE && !SEGMENTS) {
-        group_wait<0>();
-        if (whole > first) release(before_slot);
-    }
-    if (whole < last) {
-        if (KIND == BIT4_WEIGHT) next_scales(whole >> 2);
-        for (int stage = whole; stage < last; stage++) {
-            unpack(stage, a[0]);
-            product(stage, a[0], stage == whole && (SEGMENTS || stage == first), SEGMENTS);
-            group_wait<0>();
-            release(slot);
-            advance();
-        }
-        end_segment(whole);
-    }
-
-    auto meet = [&] { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }; // all that multiply
-    // Sums of rows g and g + 8 of `tile` and of tokens `token` and the next one.
-    auto results = [&](float (&y)[2][2], const sum_t (&sum)[4], const float (&added)[4], int tile, int token, const float (&absmax)[2],
-                       const Tokens8& of) {
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int row = tile * 16 + g + 8 * h;
-                const bool real = token + j < tokens && row < out.rows;
-                y[j][h] = added[2 * h + j];
-                if (KIND == INT8_WEIGHT)
-                    y[j][h] = real ? result8((int)sum[2 * h + j], row, absmax[h], token + j, of.absmax[j], of.outliers[j], scales, weight, columns) : 0.0f;
-            }
-    };
-    auto load_rows8 = [&](float (&absmax)[2], int tile) {
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-            absmax[h] = KIND == INT8_WEIGHT && tile * 16 + g + 8 * h < out.rows ? scales.row_absmax[tile * 16 + g + 8 * h] : 0.0f;
-    };
-
-    // Through shared memory go the sums of a cluster, and integers even if they
-    // are complete: what becomes of one is much code, and a loop has it once.
-    if (blocks > 1 || !SEGMENTS) {
-        const u32 from = blocks > 1 ? sums : ring;
-        if (blocks == 1) meet(); // all have read the stages
-        if (!SEGMENTS) give(acc, from, rank, unit0, 4 * WM, own_log2, lane, blocks == 1);
-        else if (rank == 0) give(total, from, 0, unit0, 4 * WM, own_log2, lane, false);
-        if (blocks > 1) cluster_arrive();
-        const int sets = SEGMENTS ? 1 + segments - alone : blocks;
-        // What a unit needs beside its sums is loaded one unit ahead.
-        struct Beside {
-            float before[2][2], absmax[2];
-            Tokens8 of;
-        } beside;
-        auto tile_of = [&](int i) { return tile0 + (rank * own + i) % (4 * WM); };
-        auto token_of = [&](int i) { return token0 + (rank * own + i) / (4 * WM) * 8 + 2 * t; };
-        auto load_beside = [&](int i) {
-            const int tile = tile_of(i), token = token_of(i);
-#pragma unroll
-            for (int j = 0; j < 2; j++) load_before<WHAT>(beside.before[j], token + j, tokens, tile, g, out);
-            load_rows8(beside.absmax, tile);
-            if (KIND == INT8_WEIGHT) load_tokens8(beside.of, token, tokens, scales);
-        };
-        if (warp < own) load_beside(warp);
-        if (blocks > 1) cluster_wait();
-        else meet();
 #pragma unroll 1
-        for (int i = warp; i < own; i += WARPS) {
-            const Beside now = beside;
-            if (i + WARPS < own) load_beside(i + WARPS);
-            const int tile = tile_of(i), token = token_of(i);
-            if (tile >= tiles) continue; // the same for the whole warp
-            sum_t sum[4] = {0, 0, 0, 0};
-            float added[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
-            for (int set = 0; set < sets; set++) {
-                const uint4 v = load_shared16(from + ((set << own_log2) + i) * 512 + lane * 16);
-                const u32 word[4] = {v.x, v.y, v.z, v.w};
+    for (int block = blockIdx.x; block < all; block = LOOP ? block + (int)gridDim.x : all) {
+        const int tile0 = block / across * 4 * WM, token0 = block % across * TN;
+        const int tile = tile0 + wr * 4 + (warp & 3); // this warp's rows
 #pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    if (SEGMENTS) added[k] = __fadd_rn(added[k], __uint_as_float(word[k]));
-                    else sum[k] += (int)word[k];
-                }
+        for (int i = 0; i < N / 2; i++) acc[i] = 0, total[i] = 0.0f;
+        for (int stage = first; stage < whole; stage += 4) {
+            if (KIND == BIT4_WEIGHT) next_scales(block, stage >> 2);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                u32(&now)[4][4] = a[AT_ONCE ? 0 : i & 1];
+                unpack(stage + i, now);
+                product(stage + i, now, i == 0 && (SEGMENTS || stage == first), true);
+                if (AT_ONCE || i == 3 && SEGMENTS) group_wait<0>();
+                else group_wait<1>();
+                if (!AT_ONCE && (i > 0 || !SEGMENTS && stage > first)) release(before_slot);
+                if (AT_ONCE || i == 3 && SEGMENTS) release(slot);
+                advance();
             }
-            float y[2][2];
-            results(y, sum, added, tile, token, now.absmax, now.of);
-#pragma unroll
-            for (int j = 0; j < 2; j++) finish_and_offer<WHAT>(y[j], now.before[j], token + j, tokens, tile, g, out);
+            end_segment(stage);
         }
-        return;
-    }
+        if (!AT_ONCE && !SEGMENTS) {
+            group_wait<0>();
+            if (whole > first) release(before_slot);
+        }
+        if (whole < last) {
+            if (KIND == BIT4_WEIGHT) next_scales(block, whole >> 2);
+            for (int stage = whole; stage < last; stage++) {
+                unpack(stage, a[0]);
+                product(stage, a[0], stage == whole && (SEGMENTS || stage == first), SEGMENTS);
+                group_wait<0>();
+                release(slot);
+                advance();
+            }
+            end_segment(whole);
+        }
 
-    // LIKELIEST: the best of each warp, to ask memory once for each token.
-    u64* ranks = (u64*)((char*)shared + (sums - bottom)); // [warps of rows][TN]
-    if (tile < tiles) {
-        constexpr int AHEAD = N < 32 ? N / 8 : 4; // groups of tokens whose residuals are loaded at once
+        // Sums of rows g and g + 8 of `tile` and of tokens `token` and the next one.
+        auto results = [&](float (&y)[2][2], const sum_t (&sum)[4], const float (&added)[4], int tile, int token, const float (&absmax)[2],
+                           const Tokens8& of) {
 #pragma unroll
-        for (int part = 0; part < N / 8; part += AHEAD) {
-            float before[AHEAD][2][2];
+            for (int j = 0; j < 2; j++)
 #pragma unroll
-            for (int i = 0; i < 2 * AHEAD; i++)
-                load_before<WHAT>(before[i / 2][i & 1], token0 + wt * N + (part + i / 2) * 8 + 2 * t + (i & 1), tokens, tile, g, out);
-#pragma unroll
-            for (int n = part; n < part + AHEAD; n++)
-#pragma unroll
-                for (int j = 0; j < 2; j++) { // tokens 2t and 2t + 1
-                    const int at = wt * N + n * 8 + 2 * t + j;
-                    const float y[2] = {total[n * 4 + j], total[n * 4 + 2 + j]}; // rows g and g + 8
-                    u64 best = finish_pair<WHAT>(y, before[n - part][j], token0 + at, tokens, tile, g, out);
-                    if (WHAT == LIKELIEST && g == 0) ranks[(wr * 4 + (warp & 3)) * TN + at] = best;
+                for (int h = 0; h < 2; h++) {
+                    const int row = tile * 16 + g + 8 * h;
+                    const bool real = token + j < tokens && row < out.rows;
+                    y[j][h] = added[2 * h + j];
+                    if (KIND == INT8_WEIGHT)
+                        y[j][h] = real ? result8((int)sum[2 * h + j], row, absmax[h], token + j, of.absmax[j], of.outliers[j], scales, weight, columns) : 0.0f;
                 }
+        };
+        auto load_rows8 = [&](float (&absmax)[2], int tile) {
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                absmax[h] = KIND == INT8_WEIGHT && tile * 16 + g + 8 * h < out.rows ? scales.row_absmax[tile * 16 + g + 8 * h] : 0.0f;
+        };
+
+        // Through shared memory go the sums of a cluster, and integers even if they
+        // are complete: what becomes of one is much code, and a loop has it once.
+        if (blocks > 1 || !SEGMENTS) {
+            if (blocks == 1) meet(); // all have read the sums of the tile before
+            if (!SEGMENTS) give(acc, sums, rank, unit0, 4 * WM, own_log2, lane, blocks == 1);
+            else if (rank == 0) give(total, sums, 0, unit0, 4 * WM, own_log2, lane, false);
+            if (blocks > 1) cluster_arrive();
+            const int sets = SEGMENTS ? 1 + segments - alone : blocks;
+            // What a unit needs beside its sums is loaded one unit ahead.
+            struct Beside {
+                float before[2][2], absmax[2];
+                Tokens8 of;
+            } beside;
+            auto tile_of = [&](int i) { return tile0 + (rank * own + i) % (4 * WM); };
+            auto token_of = [&](int i) { return token0 + (rank * own + i) / (4 * WM) * 8 + 2 * t; };
+            auto load_beside = [&](int i) {
+                const int tile = tile_of(i), token = token_of(i);
+#pragma unroll
+                for (int j = 0; j < 2; j++) load_before<WHAT>(beside.before[j], token + j, tokens, tile, g, out);
+                load_rows8(beside.absmax, tile);
+                if (KIND == INT8_WEIGHT) load_tokens8(beside.of, token, tokens, scales);
+            };
+            if (warp < own) load_beside(warp);
+            if (blocks > 1) cluster_wait();
+            else meet();
+#pragma unroll 1
+            for (int i = warp; i < own; i += WARPS) {
+                const Beside now = beside;
+                if (i + WARPS < own) load_beside(i + WARPS);
+                const int tile = tile_of(i), token = token_of(i);
+                if (tile >= tiles) continue; // the same for the whole warp
+                sum_t sum[4] = {0, 0, 0, 0};
+                float added[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 4
+                for (int set = 0; set < sets; set++) {
+                    const uint4 v = load_shared16(sums + ((set << own_log2) + i) * 512 + lane * 16);
+                    const u32 word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                    for (int k = 0; k < 4; k++) {
+                        if (SEGMENTS) added[k] = __fadd_rn(added[k], __uint_as_float(word[k]));
+                        else sum[k] += (int)word[k];
+                    }
+                }
+                float y[2][2];
+                results(y, sum, added, tile, token, now.absmax, now.of);
+#pragma unroll
+                for (int j = 0; j < 2; j++) finish_and_offer<WHAT>(y[j], now.before[j], token + j, tokens, tile, g, out);
+            }
+            continue;
         }
-    }
-    if (WHAT != LIKELIEST) return;
-    meet();
-    const int there = min(4 * WM, tiles - tile0);
-    for (int i = threadIdx.x; i < TN && token0 + i < tokens; i += THREADS) {
-        u64 best = 0;
-        for (int w = 0; w < there; w++) best = larger(best, ranks[w * TN + i]);
-        atomicMax(out.best + token0 + i, best);
+
+        // LIKELIEST: the best of each warp, to ask memory once for each token.
+        u64* ranks = (u64*)((char*)shared + (sums - bottom)); // [warps of rows][TN]
+        if (tile < tiles) {
+            constexpr int AHEAD = N < 32 ? N / 8 : 4; // groups of tokens whose residuals are loaded at once
+#pragma unroll
+            for (int part = 0; part < N / 8; part += AHEAD) {
+                float before[AHEAD][2][2];
+#pragma unroll
+                for (int i = 0; i < 2 * AHEAD; i++)
+                    load_before<WHAT>(before[i / 2][i & 1], token0 + wt * N + (part + i / 2) * 8 + 2 * t + (i & 1), tokens, tile, g, out);
+#pragma unroll
+                for (int n = part; n < part + AHEAD; n++)
+#pragma unroll
+                    for (int j = 0; j < 2; j++) { // tokens 2t and 2t + 1
+                        const int at = wt * N + n * 8 + 2 * t + j;
+                        const float y[2] = {total[n * 4 + j], total[n * 4 + 2 + j]}; // rows g and g + 8
+                        u64 best = finish_pair<WHAT>(y, before[n - part][j], token0 + at, tokens, tile, g, out);
+                        if (WHAT == LIKELIEST && g == 0) ranks[(wr * 4 + (warp & 3)) * TN + at] = best;
+                    }
+            }
+        }
+        if (WHAT != LIKELIEST) continue;
+        meet();
+        const int there = min(4 * WM, tiles - tile0);
+        for (int i = threadIdx.x; i < TN && token0 + i < tokens; i += THREADS) {
+            u64 best = 0;
+            for (int w = 0; w < there; w++) best = larger(best, ranks[w * TN + i]);
+            atomicMax(out.best + token0 + i, best);
+        }
+        meet(); // the next tile's may be written
     }
 }
 
