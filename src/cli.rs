@@ -155,7 +155,7 @@ pub struct BenchArguments {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// What runs the model: auto, cpu or cuda:N, or several GPUs as cuda:0,1 or
-    /// cuda:all: documents are read by all, the rest is measured on the first
+    /// cuda:all: documents and stories are read by all, the rest is measured on the first
     #[arg(long, default_value = "auto")]
     device: Devices,
 }

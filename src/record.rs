@@ -26,7 +26,9 @@ use crate::source::hex;
 pub use crate::source::origin::Weights;
 
 pub use bench::{Bench, BenchHead, BenchSetup};
-pub use speed::{CardState, Decode, Documents, Energy, Gpu, Memory, Plan, Prefill, Speed};
+pub use speed::{
+    AllTurns, CardState, Decode, Documents, Energy, Gpu, Memory, Plan, Prefill, Speed,
+};
 
 /// Version of the layout. A record of another version is refused.
 pub const SCHEMA: u32 = 2;

@@ -62,6 +62,7 @@ fn a_bench_on_several_devices_lies_beside_that_on_one() {
         steps: 3,
         energy_seconds: 0.0,
         documents: 6,
+        stories: 5,
     };
     let dir = tempfile::tempdir().expect("a folder");
     let [one, two] = [1, 2].map(|count| {
@@ -75,8 +76,10 @@ fn a_bench_on_several_devices_lies_beside_that_on_one() {
         // One device is what records said nothing of before there were several.
         assert_eq!(text.contains("\"devices\": 2"), count == 2);
         assert_eq!(text.contains("\"devices\""), count == 2);
-        (path, bench.speed.documents.expect("asked for"))
+        let documents = bench.speed.documents.expect("asked for");
+        (path, documents, bench.speed.turns.expect("asked for"))
     });
     assert_ne!(one.0, two.0);
     assert_eq!(one.1.prompt_tokens, two.1.prompt_tokens);
+    assert_eq!(one.2.count, two.2.count);
 }

@@ -16,6 +16,7 @@ use llama_quant::quant::size::model_bytes;
 use llama_quant::record::{Bench, Plan, Records, Weights};
 use llama_quant::source::config::Config;
 use llama_quant::source::hub::Located;
+use llama_quant::verdict::table;
 use mock::{Call, Mock, Run};
 use refusal::assert_refuses;
 use rstest::rstest;
@@ -29,6 +30,7 @@ fn plan() -> Plan {
         steps: 3,
         energy_seconds: 0.0,
         documents: 0,
+        stories: 0,
     }
 }
 
@@ -105,6 +107,62 @@ fn documents_are_read_and_continued_whole() {
     let whole = decoder.prefilled();
     let whole = whole.iter().filter(|run| run.tokens.len() == 40 - 16);
     assert_eq!(whole.count(), 2 * 3, "twice, of which the second counts");
+}
+
+#[test]
+fn a_story_is_read_once_and_each_other_turn_runs_one_token_of_its_prompt() {
+    let mut decoder = Mock::new(2, 800, 1000, |sequence| Ok(sequence.len() as u32));
+    let mut plan = plan();
+    plan.prefill_tokens.push(800);
+    plan.stories = 3;
+    let found = speed(&mut [&mut decoder], Device::Cpu, &plan).expect("a plan that fits");
+    let turns = found.turns.expect("asked for");
+    // After what the prefills, the steps and their rewinds ran.
+    let runs = decoder.prefilled();
+    let story = |run: &Run| run.start == 0 && (300..800).contains(&run.tokens.len());
+    let first = runs.iter().position(story).expect("a story");
+    // A prompt that is read may run in several parts.
+    let (read, again): (Vec<&Run>, Vec<&Run>) =
+        runs[first..].iter().partition(|run| run.tokens.len() > 1);
+    let read: usize = read.iter().map(|run| run.tokens.len()).sum();
+    assert_eq!(read, 2 * turns.prompt_tokens, "twice, the second counts");
+    assert_eq!(again.len(), 2 * (turns.count - turns.stories));
+    // Each token that runs again is the one that the cache had there.
+    assert!(again.iter().all(|run| run.tokens == [run.start as u32]));
+}
+
+#[test]
+fn turns_run_on_the_cpu_engine_and_are_counted() {
+    let benched = Benched::open(
+        Device::Cpu.into(),
+        &Located::local(small()),
+        Weights::Random { seed: 0 },
+    )
+    .expect("a model");
+    let mut plan = plan();
+    plan.prefill_tokens.push(40);
+    plan.stories = 2;
+    let experiment = Experiment::named("bnb_4bit_nf4").expect("an experiment");
+    let bench = benched.bench(&experiment, &plan).expect("a bench");
+    assert_eq!(bench.head.setup.plan.stories, 2);
+    assert_eq!(bench.speed.documents, None);
+    let turns = bench.speed.turns.as_ref().expect("asked for");
+    // The shortest story of all, and one above the middle.
+    assert_eq!((turns.stories, turns.count), (2, 9 + 18));
+    assert_eq!((turns.prompt_tokens, turns.new_tokens), (2 * (40 - 8), 8));
+    assert!(turns.seconds > 0.0);
+    let printed = table::speed(&[bench]).expect("a table");
+    assert!(printed.contains("27 turns, s"), "{printed}");
+}
+
+#[test]
+fn turns_without_room_for_their_new_tokens_are_refused() {
+    let mut plan = plan();
+    plan.stories = 1;
+    assert_refuses(
+        speed(&mut [&mut mock(2, 7)], Device::Cpu, &plan),
+        ["prompt 0 with its new tokens", "1 to 7 tokens", "0", ""],
+    );
 }
 
 #[test]

@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::experiment::Experiment;
 use crate::quant::size::model_parts;
 use crate::record::{
-    self, Bench, BenchHead, BenchSetup, CardState, Decode, Documents, Energy, Kind, Model, Plan,
-    Prefill, SCHEMA,
+    self, AllTurns, Bench, BenchHead, BenchSetup, CardState, Decode, Documents, Energy, Kind,
+    Model, Plan, Prefill, SCHEMA,
 };
 use crate::source::config::Config;
 use crate::source::hub::Located;
@@ -32,6 +32,7 @@ impl Plan {
             steps: 3,
             energy_seconds: 0.0,
             documents: 0,
+            stories: 0,
             ..long
         }
     }
@@ -47,6 +48,7 @@ impl Plan {
                 steps: 8,
                 energy_seconds: 5.0,
                 documents: 0,
+                stories: 0,
             },
             Device::Cuda(_) => Self {
                 prefill_tokens: vec![128, 256, 512, 1024],
@@ -56,6 +58,7 @@ impl Plan {
                 steps: 32,
                 energy_seconds: 5.0,
                 documents: 500,
+                stories: 500,
             },
         }
     }
@@ -140,7 +143,7 @@ impl Benched {
 
     /// Loads the model in the format of `experiment` and measures its speed as
     /// far as `plan` fits into what the model was made for: that of the first
-    /// device, and of all together where they read documents.
+    /// device, and of all together where they read documents and stories.
     ///
     /// # Errors
     /// If the model cannot be loaded or run.
@@ -205,20 +208,40 @@ impl Benched {
 }
 
 /// New tokens of each document.
-const NEW_TOKENS: usize = 16;
+const DOCUMENT_NEW_TOKENS: usize = 16;
 
-/// Tokens of document `i`: spread as evenly as an irrational step does it, with
-/// the mean and the deviation of CoQA's last turns (520 and 110 tokens of the
-/// Llama 3 tokenizer).
-fn document_tokens(i: usize) -> usize {
+/// New tokens of each turn: a gold answer of CoQA's and the line break after it
+/// take 4 on average, few take more than 8.
+const TURN_NEW_TOKENS: usize = 8;
+
+/// Tokens between the prompts of two consecutive turns, a gold answer and the
+/// next question with `Q:`, `A:` and line breaks: CoQA's mean with the Llama 3
+/// tokenizer (14.8 on 64 stories of its validation split).
+const EXCHANGE_TOKENS: usize = 15;
+
+/// Number `i` of a sequence around 0 of the standard deviation `deviation`:
+/// uniform, and spread as evenly as an irrational step does it.
+fn spread(i: usize, deviation: f64) -> f64 {
     const GOLDEN: f64 = 0.618_033_988_749_894_9;
     let even = (i as f64 * GOLDEN).fract();
-    // A uniform distribution of that deviation.
-    (520.5 + 110.0 * 12.0_f64.sqrt() * (even - 0.5)) as usize
+    deviation * 12.0_f64.sqrt() * (even - 0.5)
+}
+
+/// Tokens of document `i`, with the mean and the deviation of CoQA's last turns
+/// (520 and 110 tokens of the Llama 3 tokenizer).
+fn document_tokens(i: usize) -> usize {
+    (520.5 + spread(i, 110.0)) as usize
+}
+
+/// Turns of story `i`: 500 stories have the 7,983 of CoQA's validation split,
+/// with the deviation of the same 64 stories. More turns go with longer prompts,
+/// as they do there.
+fn story_turns(i: usize) -> usize {
+    (16.471 + spread(i, 4.2)) as usize
 }
 
 /// Measures the first of `decoders`, which runs on `device`, and all of them where
-/// they read documents. What their slots held is gone afterwards.
+/// they read documents and stories. What their slots held is gone afterwards.
 ///
 /// # Errors
 /// If an engine has no room for the plan, or fails, or there is none.
@@ -240,6 +263,7 @@ pub fn speed<D: Decoder + Send + ?Sized>(
     let decode = plan.batches.iter().map(|&n| run.decode(n));
     let decode = decode.collect::<Result<_>>()?;
     let documents = documents(decoders, plan)?;
+    let turns = turns(decoders, plan)?;
     let decoder: &mut D = decoders[0];
     let mut energy = Vec::new();
     let energy_missing = if plan.energy_seconds > 0.0 {
@@ -262,13 +286,14 @@ pub fn speed<D: Decoder + Send + ?Sized>(
         energy,
         energy_missing,
         documents,
+        turns,
         memory: decoder.memory(),
         card,
     })
 }
 
-/// Reads and continues the prompts of an evaluation, scoring aside, on all
-/// decoders.
+/// Reads and continues the prompts of an evaluation of last turns, scoring and
+/// divergences aside, on all decoders.
 fn documents<D: Decoder + Send + ?Sized>(
     decoders: &mut [&mut D],
     plan: &Plan,
@@ -278,15 +303,71 @@ fn documents<D: Decoder + Send + ?Sized>(
     }
     let vocab = decoders[0].vocab();
     let tokens = tokens(plan, vocab);
-    let room = plan.context().saturating_sub(NEW_TOKENS);
+    let room = plan.context().saturating_sub(DOCUMENT_NEW_TOKENS);
     let prompts: Vec<Prompt> = (0..plan.documents)
         .map(|group| Prompt {
             tokens: tokens[..document_tokens(group).min(room)].to_vec(),
             group,
         })
         .collect();
+    Ok(Some(Documents {
+        count: prompts.len(),
+        prompt_tokens: prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
+        new_tokens: DOCUMENT_NEW_TOKENS,
+        seconds: continued(decoders, &prompts, DOCUMENT_NEW_TOKENS)?,
+    }))
+}
+
+/// As [`documents`], of an evaluation of all turns.
+fn turns<D: Decoder + Send + ?Sized>(
+    decoders: &mut [&mut D],
+    plan: &Plan,
+) -> Result<Option<AllTurns>> {
+    if plan.stories == 0 {
+        return Ok(None);
+    }
+    let tokens = tokens(plan, decoders[0].vocab());
+    let room = plan.context().saturating_sub(TURN_NEW_TOKENS);
+    let prompts = turn_prompts(plan.stories, &tokens[..room]);
+    let last = prompts.chunk_by(|a, b| a.group == b.group);
+    Ok(Some(AllTurns {
+        stories: plan.stories,
+        count: prompts.len(),
+        prompt_tokens: last.map(|story| story[0].tokens.len()).sum(),
+        new_tokens: TURN_NEW_TOKENS,
+        seconds: continued(decoders, &prompts, TURN_NEW_TOKENS)?,
+    }))
+}
+
+/// The prompts of all turns of `stories` stories, each the beginning of `tokens`.
+///
+/// They are in the order of an evaluation, a story's last turn first. The prompt
+/// of a turn is a beginning of that of the next, which goes on with the gold
+/// answer: the first prompt of a story is read whole, and of each other only the
+/// last token runs, for its logits.
+fn turn_prompts(stories: usize, tokens: &[u32]) -> Vec<Prompt> {
+    let prompts = (0..stories).flat_map(|story| {
+        let last = document_tokens(story).min(tokens.len());
+        (0..story_turns(story)).map(move |before_last| {
+            let length = last.saturating_sub(before_last * EXCHANGE_TOKENS);
+            Prompt {
+                tokens: tokens[..length.max(1).min(last)].to_vec(),
+                group: story,
+            }
+        })
+    });
+    prompts.collect()
+}
+
+/// Seconds in which `decoders` together read and continue `prompts`, after a run
+/// that does not count.
+fn continued<D: Decoder + Send + ?Sized>(
+    decoders: &mut [&mut D],
+    prompts: &[Prompt],
+    new_tokens: usize,
+) -> Result<f64> {
     let limits = Limits {
-        max_new_tokens: NEW_TOKENS,
+        max_new_tokens: new_tokens,
         eos: Vec::new(),
         stop: Vec::new(),
         first_line: false,
@@ -296,15 +377,10 @@ fn documents<D: Decoder + Send + ?Sized>(
         let start = Instant::now();
         let open = |_, _: &mut D, _, _| Ok(Vec::new());
         let decode = |_: &[u32]| Ok(String::new());
-        generate_on(decoders, &prompts, &limits, open, decode, |_, _| Ok(()))?;
+        generate_on(decoders, prompts, &limits, open, decode, |_, _| Ok(()))?;
         seconds = start.elapsed().as_secs_f64();
     }
-    Ok(Some(Documents {
-        count: prompts.len(),
-        prompt_tokens: prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
-        new_tokens: NEW_TOKENS,
-        seconds,
-    }))
+    Ok(seconds)
 }
 
 /// Any tokens do: time does not depend on them.
@@ -421,5 +497,51 @@ impl<'a, D: Decoder + ?Sized> Run<'a, D> {
         let segments: Vec<Segment<'_>> = (0..sequences).map(again).collect();
         let next = self.decoder.prefill(&segments)?;
         Ok(next.into_iter().enumerate().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stories_have_the_turns_and_the_lengths_of_coqa() {
+        let turns: Vec<usize> = (0..500).map(story_turns).collect();
+        assert_eq!(turns.iter().sum::<usize>(), 7983);
+        let range = (turns.iter().min(), turns.iter().max());
+        assert_eq!(range, (Some(&9), Some(&23)));
+        let tokens = (0..500).map(document_tokens).sum::<usize>();
+        assert_eq!((tokens as f64 / 500.0).round(), 520.0);
+        // Every story has a text before its first question.
+        let text = |i| document_tokens(i) - (story_turns(i) - 1) * EXCHANGE_TOKENS;
+        assert!((0..500).all(|i| text(i) > 200));
+    }
+
+    #[test]
+    fn the_prompt_of_a_turn_is_a_beginning_of_that_of_the_next() {
+        let tokens: Vec<u32> = (0..1024).collect();
+        let prompts = turn_prompts(500, &tokens);
+        assert_eq!(prompts.len(), 7983);
+        for (story, prompts) in prompts.chunk_by(|a, b| a.group == b.group).enumerate() {
+            assert_eq!(prompts[0].group, story);
+            assert_eq!(prompts.len(), story_turns(story));
+            assert_eq!(prompts[0].tokens.len(), document_tokens(story));
+            for turns in prompts.windows(2) {
+                let (next, turn) = (&turns[0].tokens, &turns[1].tokens);
+                assert!(next.starts_with(turn));
+                assert_eq!(next.len() - turn.len(), EXCHANGE_TOKENS);
+            }
+        }
+    }
+
+    #[test]
+    fn prompts_are_cut_to_the_room_there_is() {
+        let lengths = |room: &[u32]| {
+            let prompts = turn_prompts(1, room).into_iter();
+            prompts.map(|p| p.tokens.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(&[7; 32]), [32, 17, 2, 1, 1, 1, 1, 1, 1]);
+        // Empty ones, which generation refuses.
+        assert_eq!(lengths(&[]), [0; 9]);
     }
 }

@@ -52,8 +52,8 @@ pub struct BenchSetup {
     pub config: Config,
     /// What ran the model: `cpu` or `cuda`.
     pub engine: String,
-    /// How many devices read the documents, each with a copy of the model;
-    /// everything else is of the first.
+    /// How many devices read the documents and the stories, each with a copy of
+    /// the model; everything else is of the first.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub devices: usize,
     /// Sequences that the engine had room for.

@@ -23,6 +23,10 @@ pub struct Plan {
     /// 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub documents: usize,
+    /// Stories of the lengths of CoQA's, all of whose turns are asked; 0 for
+    /// none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stories: usize,
 }
 
 impl Plan {
@@ -62,6 +66,9 @@ pub struct Speed {
     /// Many prompts at once, once; none where nobody asked for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub documents: Option<Documents>,
+    /// All turns of many stories, once; none where nobody asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<AllTurns>,
     /// After all other measurements, so that a peak is the peak of them all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
@@ -100,6 +107,23 @@ pub struct Documents {
     /// Of all prompts together.
     pub prompt_tokens: usize,
     /// Of each.
+    pub new_tokens: usize,
+    /// For all, once, after a run that does not count.
+    pub seconds: f64,
+}
+
+/// Every turn of several stories, asked on all slots; the turns of a story in
+/// one slot, from one cache.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllTurns {
+    pub stories: usize,
+    /// Turns of all stories together.
+    pub count: usize,
+    /// Of the prompts of all last turns together. Those of the other turns are
+    /// beginnings of these.
+    pub prompt_tokens: usize,
+    /// Of each turn.
     pub new_tokens: usize,
     /// For all, once, after a run that does not count.
     pub seconds: f64,

@@ -33,6 +33,8 @@ pub struct Speed {
     pub energy: Vec<Energy>,
     /// A whole evaluation's prompts, read and continued; at most one.
     pub documents: Vec<Documents>,
+    /// A whole evaluation's turns, asked; at most one.
+    pub turns: Vec<AllTurns>,
     /// Why there is no energy.
     pub energy_missing: Option<String>,
     pub memory: Option<Memory>,
@@ -91,6 +93,21 @@ pub struct Documents {
     /// For all.
     pub seconds: f64,
     pub documents_per_second: f64,
+}
+
+/// Every turn of several stories, from one cache a story.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AllTurns {
+    pub stories: usize,
+    /// Turns of all stories together.
+    pub count: usize,
+    /// Of the prompts of all last turns together.
+    pub prompt_tokens: usize,
+    /// Of each turn.
+    pub new_tokens: usize,
+    /// For all.
+    pub seconds: f64,
+    pub turns_per_second: f64,
 }
 
 /// What a window of decode steps used.
@@ -165,6 +182,14 @@ pub fn speed(format: Format, parts: Parts, samples: &record::Speed) -> Result<Sp
         seconds: all.seconds,
         documents_per_second: all.count as f64 / all.seconds,
     });
+    let turns = samples.turns.as_ref().map(|all| AllTurns {
+        stories: all.stories,
+        count: all.count,
+        prompt_tokens: all.prompt_tokens,
+        new_tokens: all.new_tokens,
+        seconds: all.seconds,
+        turns_per_second: all.count as f64 / all.seconds,
+    });
     let most = decode.iter().max_by_key(|d| d.sequences);
     Ok(Speed {
         copy_bytes_per_second: samples.copy_bytes_per_second,
@@ -175,6 +200,7 @@ pub fn speed(format: Format, parts: Parts, samples: &record::Speed) -> Result<Sp
         largest: most.filter(|d| d.sequences > 1).cloned(),
         energy: energy.collect(),
         documents: documents.into_iter().collect(),
+        turns: turns.into_iter().collect(),
         energy_missing: samples.energy_missing.clone(),
         memory: samples.memory,
         card: samples.card.clone(),

@@ -159,6 +159,8 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
     };
     let documents = first.documents.iter();
     header.extend(documents.map(|d| format!("{} prompts{devices}, s", d.count)));
+    let turns = first.turns.iter();
+    header.extend(turns.map(|t| format!("{} turns{devices}, s", t.count)));
     if !first.energy.is_empty() {
         header.push("J/token b=1".to_owned());
     }
@@ -191,6 +193,8 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
         }));
         let documents = speed.documents.iter();
         row.extend(documents.map(|d| Unit::Seconds.print(d.seconds)));
+        let turns = speed.turns.iter();
+        row.extend(turns.map(|t| Unit::Seconds.print(t.seconds)));
         let energy = speed.energy.iter().find(|e| e.sequences == 1);
         row.extend(energy.map(|e| Unit::Joules.print(e.joules_per_token)));
         row.resize(columns, String::new());

@@ -9,9 +9,9 @@ use llama_quant::experiment::Experiment;
 use llama_quant::quant::Compute;
 use llama_quant::quant::size::Parts;
 use llama_quant::record::{
-    Bench, BenchHead, BenchSetup, CardState, Constant, Dataset, Decode, Energy, Environment,
-    Finish, Forced, Gpu, Head, Item, Kind, Memory, Model, Plan, Prefill, Record, Records, SCHEMA,
-    Samples, Setup, Speed, Task, Weights,
+    AllTurns, Bench, BenchHead, BenchSetup, CardState, Constant, Dataset, Decode, Documents,
+    Energy, Environment, Finish, Forced, Gpu, Head, Item, Kind, Memory, Model, Plan, Prefill,
+    Record, Records, SCHEMA, Samples, Setup, Speed, Task, Weights,
 };
 use llama_quant::source::config::Config;
 
@@ -151,7 +151,6 @@ fn record(recipe: &Recipe, name: &str) -> Record {
             evaluate_seconds: 5.0 + uniform(&[seed, place as u64, 2]),
             speed: Some(Speed {
                 energy_missing: Some(recipe.text.unwrap_or("nobody asked").to_owned()),
-                documents: None,
                 ..speed(seed, place as u64)
             }),
         },
@@ -206,7 +205,8 @@ fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
             repetitions: 4,
             steps: 4,
             energy_seconds: 5.0,
-            documents: 0,
+            documents: 500,
+            stories: 500,
         },
         program: head.setup.program,
     };
@@ -255,7 +255,19 @@ fn bench(recipe: &Recipe, name: &str, place: u64) -> Bench {
                 })
                 .to_vec(),
             energy_missing: None,
-            documents: None,
+            documents: Some(Documents {
+                count: 400 + seed as usize,
+                prompt_tokens: 200_000 + seed as usize,
+                new_tokens: 10 + seed as usize,
+                seconds: 1.0 + uniform(&[seed, place, 57]),
+            }),
+            turns: Some(AllTurns {
+                stories: 450 + seed as usize,
+                count: 7000 + seed as usize,
+                prompt_tokens: 250_000 + seed as usize,
+                new_tokens: 5 + seed as usize,
+                seconds: 2.0 + uniform(&[seed, place, 58]),
+            }),
             memory,
             card: vec![state(0), state(1)],
             ..speed

@@ -88,6 +88,7 @@ impl Writer<'_> {
         self.bandwidth(&mut blocks)?;
         self.prefill(&mut blocks)?;
         self.documents(&mut blocks);
+        self.turns(&mut blocks);
         self.energy(&mut blocks);
         self.memory(&mut blocks);
         self.card(&mut blocks);
@@ -253,6 +254,26 @@ impl Writer<'_> {
         let caption = "Prompts of the lengths of CoQA's, read and continued together: one run of an \
                        evaluation without its scores.";
         self.table("documents", caption, "documents", &columns, blocks);
+    }
+
+    fn turns(&self, blocks: &mut Vec<Block>) {
+        let columns = [
+            FORMAT,
+            column("stories", &["stories"], Unit::Count),
+            column("turns", &["count"], Unit::Count),
+            column(
+                "tokens of the last prompts",
+                &["prompt_tokens"],
+                Unit::Count,
+            ),
+            column("new tokens each", &["new_tokens"], Unit::Count),
+            column("s", &["seconds"], Unit::Seconds),
+            column("turns/s", &["turns_per_second"], Unit::Plain(1)),
+        ];
+        let caption = "All turns of stories of the lengths of CoQA's, asked together: the prompt of \
+                       a story's last turn is read, the other turns start from its cache. One run \
+                       of an evaluation of all turns without its scores and divergences.";
+        self.table("turns", caption, "turns", &columns, blocks);
     }
 
     fn energy(&self, blocks: &mut Vec<Block>) {

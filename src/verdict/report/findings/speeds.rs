@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::experiment::EXPERIMENTS;
 use crate::quant::Format;
 use crate::record::{self, Bench, CardState, Memory, Plan, Weights};
-use crate::verdict::speed::{Decode, Documents, Energy, Prefill, Speed, speed};
+use crate::verdict::speed::{AllTurns, Decode, Documents, Energy, Prefill, Speed, speed};
 
 /// What the formats of one comparison or bench took.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -21,6 +21,7 @@ pub struct Speeds {
     pub prefill: Vec<Named<Prefill>>,
     pub energy: Vec<Named<Energy>>,
     pub documents: Vec<Named<Documents>>,
+    pub turns: Vec<Named<AllTurns>>,
     pub memory: Vec<Named<Held>>,
     pub card: Vec<Named<Moment>>,
 }
@@ -121,6 +122,7 @@ impl Speeds {
         self.prefill.extend(named(name, &speed.prefill));
         self.energy.extend(named(name, &speed.energy));
         self.documents.extend(named(name, &speed.documents));
+        self.turns.extend(named(name, &speed.turns));
         let held = speed.memory.map(|memory| Held {
             formula_bytes,
             memory,
