@@ -182,3 +182,72 @@ fn the_shape_of_llama_3_2_1b_is_batch_invariant_too(
         );
     }
 }
+
+/// What a decode step leaves in the cache, bit by bit: logits that follow it see
+/// every layer's attention over caches of several lengths.
+#[rstest]
+#[ignore = "needs an NVIDIA GPU"]
+fn steps_leave_the_cache_that_a_prefill_leaves(
+    #[values(Format::Fp16, Format::bnb4(Code4::Nf4, true), Format::Int8 { threshold: 6.0 })]
+    format: Format,
+    #[values(1, 3, 4, 8)] rows: usize,
+) {
+    const STEPS: usize = 3;
+    let card = card();
+    let context = 1536;
+    let mut engine = engine(&card, &fixture(), format, rows + 1, context);
+    let vocab = engine.vocab();
+    // One chunk of the cache, as many as a block holds at a time, and many more.
+    for length in [40, 188, 250, 700, 1500] {
+        // Of different lengths, the longest one first.
+        let sequences: Vec<Vec<u32>> = (0..rows)
+            .map(|row| {
+                let mut random = Random::new(5 + row as u64);
+                let all = (length - row * length / 10).max(1) + STEPS + 1;
+                (0..all).map(|_| random.below(vocab) as u32).collect()
+            })
+            .collect();
+        let wanted: Vec<String> = sequences
+            .iter()
+            .map(|tokens| last_logits(&mut engine, rows, 0, tokens))
+            .collect();
+        let segments: Vec<Segment<'_>> = sequences
+            .iter()
+            .enumerate()
+            .map(|(slot, tokens)| Segment {
+                slot,
+                start: 0,
+                tokens: &tokens[..tokens.len() - STEPS - 1],
+            })
+            .collect();
+        engine.prefill(&segments).expect("a prefill");
+        for step in (1..=STEPS).rev() {
+            let next: Vec<(usize, u32)> = sequences
+                .iter()
+                .enumerate()
+                .map(|(slot, tokens)| (slot, tokens[tokens.len() - 1 - step]))
+                .collect();
+            engine.step(&next).expect("a step");
+        }
+        for (slot, tokens) in sequences.iter().enumerate() {
+            let last = tokens.len() - 1;
+            assert_eq!(
+                last_logits(&mut engine, slot, last, tokens),
+                wanted[slot],
+                "{format:?}: row {slot} of {rows}, {length} tokens"
+            );
+        }
+    }
+}
+
+/// A digest of the logits after the last of `tokens`, read from `start` on.
+fn last_logits(engine: &mut CudaEngine, slot: usize, start: usize, tokens: &[u32]) -> String {
+    let vocab = engine.vocab();
+    let segment = Segment {
+        slot,
+        start,
+        tokens: &tokens[start..],
+    };
+    let all = engine.logits(&[segment]).expect("a forward pass");
+    bits(&all[all.len() - vocab..])
+}

@@ -157,7 +157,7 @@ impl CudaEngine {
             elements: model.largest_linear(),
         };
         let products = Products::new(card, &kernels, room)?;
-        let persistent = Persistent::new(card, &kernels, &model)?;
+        let persistent = Persistent::new(card, &kernels, &model, context)?;
         // Last, since the cache takes what is left.
         let slot_bytes = 2 * config.kv_heads * context * config.head_dim * config.layers;
         let free = card.free_bytes()?.saturating_sub(RESERVE) as usize;
@@ -209,9 +209,8 @@ impl CudaEngine {
             .iter()
             .map(|&(slot, token)| (slot, token, self.held[slot]))
             .collect();
-        let longest = rows.iter().map(|row| row.2 + 1).max().unwrap_or(1);
         let room = match &self.persistent {
-            Some(persistent) if persistent.serves(rows.len(), longest) => {
+            Some(persistent) if persistent.serves(rows.len()) => {
                 persistent.timeline_room(&self.model)?
             }
             _ => return Ok(None),
@@ -568,16 +567,16 @@ impl CudaEngine {
 
     /// Starts one step of all rows, through the graph of the next larger batch.
     fn start_step(&mut self, rows: &[(usize, u32, usize)]) -> Result<()> {
+        if let Some(persistent) = &self.persistent
+            && persistent.serves(rows.len())
+        {
+            return self.start_persistent(rows, None);
+        }
         let longest = rows
             .iter()
             .map(|&(_, _, position)| position)
             .max()
             .unwrap_or(0);
-        if let Some(persistent) = &self.persistent
-            && persistent.serves(rows.len(), longest + 1)
-        {
-            return self.start_persistent(rows, None);
-        }
         let batch = bucket(rows.len());
         let most = self.context / CHUNK_POSITIONS;
         let chunks = (longest / CHUNK_POSITIONS + 1)

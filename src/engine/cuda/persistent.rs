@@ -15,9 +15,9 @@ use crate::quant::{Compute, Format};
 const OLDEST: (i32, i32) = (9, 0);
 /// Most tokens of a step.
 pub const MOST_TOKENS: usize = 4;
-/// Longest caches, in chunks of 64 positions, that one block reads alone for a
-/// sequence and its key-value head.
-const MOST_CHUNKS: usize = 32;
+/// Longest caches, in chunks of 64 positions: room for what is made of each is
+/// kept for all heads of all tokens.
+const MOST_CHUNKS: usize = 512;
 
 // As in the kernel.
 const WARPS: usize = 8;
@@ -45,7 +45,7 @@ const FEWEST_SLOTS: usize = WARPS;
 const SUMS_BYTES: usize = 8 << 10;
 /// Bytes of keys and values in shared memory at a time, if two chunks do not
 /// need more.
-const CACHE_BYTES: usize = 48 << 10;
+const CACHE_BYTES: usize = 64 << 10;
 
 /// Mirrors the kernel's `Phase`.
 #[repr(C)]
@@ -82,6 +82,7 @@ struct Step {
     map: u64,
     qkv: u64,
     attended: u64,
+    partial: u64,
     after_attention: u64,
     act: u64,
     after_layer: u64,
@@ -159,6 +160,7 @@ pub struct Persistent {
     phases: Buffer,
     qkv: Buffer,
     attended: Buffer,
+    partial: Buffer,
     after_attention: Buffer,
     act: Buffer,
     after_layer: Buffer,
@@ -179,11 +181,17 @@ pub fn program(card: &Card, format: Format, compute: Compute) -> Option<Program>
 }
 
 impl Persistent {
-    /// None if the model's shape or the card's shared memory does not allow it.
+    /// For caches of `context` positions, whole chunks. None if they, the model's
+    /// shape or the card's shared memory do not allow it.
     ///
     /// # Errors
     /// If memory runs out.
-    pub fn new(card: &Card, kernels: &Kernels, model: &Model) -> Result<Option<Self>> {
+    pub fn new(
+        card: &Card,
+        kernels: &Kernels,
+        model: &Model,
+        context: usize,
+    ) -> Result<Option<Self>> {
         let config = &model.config;
         let Some(program) = program(card, model.format, model.compute) else {
             return Ok(None);
@@ -234,6 +242,10 @@ impl Persistent {
         let tokens = layouts.len();
         let what = "mailboxes of a decode step; the workspace";
         let words = |columns: usize| card.zeros(what, 8 * tokens * columns);
+        let chunks = context / CHUNK;
+        if chunks > MOST_CHUNKS {
+            return Ok(None);
+        }
         let kernel = kernels.get(&format!("{}_{}", program.name, config.head_dim))?;
         Ok(Some(Self {
             kernel,
@@ -241,6 +253,7 @@ impl Persistent {
             phases: card.copied(what, &phases)?,
             qkv: words(config.q_width() + 2 * config.kv_heads * config.head_dim)?,
             attended: words(config.q_width() / 2)?,
+            partial: words(config.heads * chunks * (config.head_dim + 2))?,
             after_attention: words(config.hidden)?,
             act: words(config.intermediate / 2)?,
             after_layer: words(config.hidden)?,
@@ -251,10 +264,9 @@ impl Persistent {
         }))
     }
 
-    /// Whether a step of so many rows runs here, the longest of which sees
-    /// `positions` positions.
-    pub fn serves(&self, rows: usize, positions: usize) -> bool {
-        rows <= self.layouts.len() && positions.div_ceil(CHUNK) <= MOST_CHUNKS
+    /// Whether a step of so many rows runs here.
+    pub fn serves(&self, rows: usize) -> bool {
+        rows <= self.layouts.len()
     }
 
     /// Room for a timeline.
@@ -289,6 +301,7 @@ impl Persistent {
             map: self.tables.map(),
             qkv: self.qkv.at(0),
             attended: self.attended.at(0),
+            partial: self.partial.at(0),
             after_attention: self.after_attention.at(0),
             act: self.act.at(0),
             after_layer: self.after_layer.at(0),
@@ -351,10 +364,9 @@ fn layout(card: &Card, kernels: &Kernels, model: &Model, tokens: usize) -> Optio
     let together = (room_bytes / chunk_bytes).min(WARPS);
     let tiles = config.hidden.div_ceil(TILE_ROWS);
     let own_bytes = tiles.div_ceil(card.multiprocessors) * tokens * TILE_ROWS * 4;
-    let queries = 16 * (config.head_dim / 2 + 4) * 4 + 2 * config.head_dim * 2;
+    let queries = 16 * (config.head_dim / 2 + 4) * 4;
     let phases = PHASE_BYTES + (4 * config.layers + 1) * HERE_BYTES;
-    let merged = config.heads / config.kv_heads * (config.head_dim + 2) * 4;
-    let fixed = tables + room_bytes + own_bytes + queries + phases + merged;
+    let fixed = tables + room_bytes + own_bytes + queries + phases;
     let most = kernels.most_shared() as usize;
     let ring_slots = (most.checked_sub(fixed)? / slot).min(most_slots);
     (ring_slots >= FEWEST_SLOTS).then_some(Layout {

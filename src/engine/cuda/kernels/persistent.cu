@@ -66,6 +66,7 @@ struct Step {
     // Mailboxes, [tokens][columns], or pairs of 16-bit columns.
     u64* qkv;
     u64* attended;
+    u64* partial; // [tokens][heads][context / CHUNK][head_dim + 2]: chunks of long caches
     u64* after_attention; // the residual stream
     u64* act;
     u64* after_layer; // the residual stream
@@ -647,27 +648,38 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here
     return best;
 }
 
-// --- attention of this block's share: a token and the heads that share keys
-// and values. `chunk` has room for `together` chunks, `q` for 16 rows, `merged`
-// for a head's sums so far, each.
-template <int HD>
-DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD / 2 + 4], u16* fresh, float (*so_far)[HD + 2], int bf16) {
-    constexpr int LINE = HD / 8, SIZE = CHUNK * LINE, HALF = HD / 2;
+// --- attention of this block's share: a token, the heads that share keys and
+// values, and as many chunks as `chunk` has room for; `q` has room for 16 rows.
+// Where that is not all of a token's chunks, other blocks merge them.
+template <int HD> DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD / 2 + 4], int bf16) {
+    constexpr int LINE = HD / 8, SIZE = CHUNK * LINE, HALF = HD / 2, RESULT = HD + 2;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const int group = s.heads / s.kv_heads, width = (s.heads + 2 * s.kv_heads) * HD;
+    const int group = s.heads / s.kv_heads, width = (s.heads + 2 * s.kv_heads) * HD, most_chunks = s.context / CHUNK;
     // Through shared memory, or the assembler would fetch it anew from the arguments
     // for every use, and wait.
     const float scale = __uint_as_float(load_shared((u32)__cvta_generic_to_shared(&attention_scale)));
+    auto chunks_of = [&](int row) { return s.positions[row] / CHUNK + 1; };
+    // [row][head][chunk][RESULT]
+    auto results_of = [&](int row, int head) { return s.partial + ((i64)row * s.heads + head) * most_chunks * RESULT; };
+    // A number of a head's output, one a thread, to all.
+    auto hand_over = [&](float v, int row, int head, int d) {
+        const u32 low = bf16 ? pack1<true>(v) : pack1<false>(v), high = __shfl_down_sync(FULL, low, 1);
+        if (!(lane & 1)) send(s.attended + (((i64)row * s.heads + head) * HD + d) / 2, low | high << 16, tag);
+    };
+    bool apart = false; // some chunks are merged by others
     // From the last block on: those have no more than one tile of most products.
+    int item = gridDim.x - 1 - blockIdx.x;
 #pragma unroll 1
-    for (int item = gridDim.x - 1 - blockIdx.x; item < s.kv_heads * s.batch; item += gridDim.x) {
-        const int kv = item % s.kv_heads, row = item / s.kv_heads;
-        const int position = s.positions[row], chunks = position / CHUNK + 1;
-        const i64 base = layer * s.layer_stride + cached_at(s.slots[row], kv, 0, s.kv_heads, s.context, HD);
-        auto load = [&](int first) {
-            const int n = min(s.together, chunks - first) * SIZE;
+    for (int row = 0; row < s.batch; row++) {
+        const int position = s.positions[row], chunks = chunks_of(row), parts = (chunks + s.together - 1) / s.together;
+        apart |= parts > 1;
+#pragma unroll 1
+        for (; item < s.kv_heads * parts; item += gridDim.x) {
+            const int kv = item % s.kv_heads, first = item / s.kv_heads * s.together, n = min(s.together, chunks - first);
+            const bool newest = first + n == chunks;
+            const i64 base = layer * s.layer_stride + cached_at(s.slots[row], kv, 0, s.kv_heads, s.context, HD);
 #pragma unroll 2
-            for (int i = threadIdx.x; i < n; i += CONSUMERS) {
+            for (int i = threadIdx.x; i < n * SIZE; i += CONSUMERS) {
                 const int c = i / SIZE, r = i % SIZE / LINE, part = i % LINE, at = (first + c) * CHUNK + r;
                 const bool there = at < position;
                 const i64 from = base + (there ? (i64)at * HD + part * 8 : 0);
@@ -676,52 +688,35 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
                 copy16(to + SIZE, s.values + from, there);
             }
             copy_commit();
-        };
-        load(0);
-        // The new position goes to its place in the chunk, or waits for it.
-        const bool whole = chunks <= s.together;
-        u16* const last = (u16*)(chunk + (chunks - 1) * 2 * SIZE);
-        auto place = [&](int d) { return swizzled<HD>(position % CHUNK, d / 8) * 8 + d % 8; };
-        if (whole) {
+            // The new position goes to its place in the last chunk.
+            u16* const last = (u16*)(chunk + (n - 1) * 2 * SIZE);
+            auto place = [&](int d) { return swizzled<HD>(position % CHUNK, d / 8) * 8 + d % 8; };
             copy_wait<0>(); // what was cached has come long before the new position
             consumers();
-        }
-        // Rotates queries and the new key; the new value.
-        const u64* mail = s.qkv + (i64)row * width;
-        const int pairs = (group + 1) * HALF;
+            // Rotates queries and the new key; the new value.
+            const u64* mail = s.qkv + (i64)row * width;
+            const int pairs = (group + 1) * HALF;
 #pragma unroll 1
-        for (int i = threadIdx.x; i < pairs + HALF; i += CONSUMERS) {
-            u32 bits[2];
-            const int h = i / HALF, d = i % HALF;
-            float cosine = 0.0f, sine = 0.0f;
-            if (i < pairs) cosine = s.cosines[(i64)position * HALF + d], sine = s.sines[(i64)position * HALF + d];
-            const int first = (h < group ? kv * group + h : s.heads + (h - group) * s.kv_heads + kv) * HD + d;
-            receive<2, HALF>(bits, mail + first, 2, tag);
-            u16 low, high;
-            if (i < pairs) rotate(__uint_as_float(bits[0]), __uint_as_float(bits[1]), cosine, sine, low, high);
-            else low = float_to_half(__uint_as_float(bits[0])), high = float_to_half(__uint_as_float(bits[1]));
-            if (h < group) {
-                ((u16*)q[h])[d] = low, ((u16*)q[h])[HALF + d] = high;
-            } else {
-                const int value = h > group;
-                u16* to = (value ? s.values : s.keys) + base + (i64)position * HD;
-                to[d] = low, to[HALF + d] = high;
-                if (whole) last[value * SIZE * 8 + place(d)] = low, last[value * SIZE * 8 + place(HALF + d)] = high;
-                else fresh[value * HD + d] = low, fresh[value * HD + HALF + d] = high;
+            for (int i = threadIdx.x; i < (newest ? pairs + HALF : group * HALF); i += CONSUMERS) {
+                u32 bits[2];
+                const int h = i / HALF, d = i % HALF;
+                float cosine = 0.0f, sine = 0.0f;
+                if (i < pairs) cosine = s.cosines[(i64)position * HALF + d], sine = s.sines[(i64)position * HALF + d];
+                const int first = (h < group ? kv * group + h : s.heads + (h - group) * s.kv_heads + kv) * HD + d;
+                receive<2, HALF>(bits, mail + first, 2, tag);
+                u16 low, high;
+                if (i < pairs) rotate(__uint_as_float(bits[0]), __uint_as_float(bits[1]), cosine, sine, low, high);
+                else low = float_to_half(__uint_as_float(bits[0])), high = float_to_half(__uint_as_float(bits[1]));
+                if (h < group) {
+                    ((u16*)q[h])[d] = low, ((u16*)q[h])[HALF + d] = high;
+                } else {
+                    const int value = h > group;
+                    u16* to = (value ? s.values : s.keys) + base + (i64)position * HD;
+                    to[d] = low, to[HALF + d] = high;
+                    last[value * SIZE * 8 + place(d)] = low, last[value * SIZE * 8 + place(HALF + d)] = high;
+                }
             }
-        }
-        consumers();
-#pragma unroll 1
-        for (int first = 0; first < chunks; first += s.together) {
-            const int n = min(s.together, chunks - first);
-            if (!whole) {
-                if (first) load(first);
-                copy_wait<0>();
-                consumers();
-                if (first + n == chunks)
-                    for (int i = threadIdx.x; i < 2 * HD; i += CONSUMERS) last[i / HD * SIZE * 8 + place(i % HD) - first * 2 * SIZE * 8] = fresh[i];
-                consumers();
-            }
+            consumers();
             if (warp < n) {
                 auto query = [&](int k, u32 (&a)[4]) {
 #pragma unroll
@@ -740,7 +735,7 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
                 float* to[2];
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    to[h] = (float*)mine + (g + 8 * h) * (HD + 2);
+                    to[h] = (float*)mine + (g + 8 * h) * RESULT;
                     if (g + 8 * h < group && t == 0) *(float2*)(to[h] + HD) = make_float2(most[h], sum[h]);
                 }
 #pragma unroll
@@ -754,39 +749,70 @@ DEV void attention(const Step& s, int layer, u32 tag, uint4* chunk, u32 (*q)[HD 
                 }
             }
             consumers();
-            // One warp a head merges the chunks, one after the other.
-#pragma unroll 1
-            for (int h = warp; h < group; h += WARPS) {
-                float m = __int_as_float(0xff800000), l = 0.0f, o[HD / 32];
-                float* kept = so_far[h];
-                if (first) m = kept[HD], l = kept[HD + 1];
-#pragma unroll
-                for (int j = 0; j < HD / 32; j++) o[j] = first ? kept[lane + 32 * j] : 0.0f;
-                const float* from = (const float*)chunk + h * (HD + 2);
-#pragma unroll 1
-                for (int c = 0; c < n; c++, from += 2 * SIZE * 4) {
-                    Weights w = weights_of(m, from[HD]);
-                    m = w.m;
-                    l = merged(l, from[HD + 1], w);
-#pragma unroll
-                    for (int j = 0; j < HD / 32; j++) o[j] = merged(o[j], from[lane + 32 * j], w);
+            if (parts > 1) {
+                for (int i = threadIdx.x; i < n * group * RESULT; i += CONSUMERS) {
+                    const int c = i / (group * RESULT), h = i / RESULT % group, d = i % RESULT;
+                    const float v = ((const float*)(chunk + c * 2 * SIZE))[h * RESULT + d];
+                    send(results_of(row, kv * group + h) + (i64)(first + c) * RESULT + d, __float_as_uint(v), tag);
                 }
-                if (first + n < chunks) {
-                    if (lane == 0) kept[HD] = m, kept[HD + 1] = l;
+            } else {
+                // One warp a head merges the chunks, one after the other.
+#pragma unroll 1
+                for (int h = warp; h < group; h += WARPS) {
+                    float m = __int_as_float(0xff800000), l = 0.0f, o[HD / 32];
 #pragma unroll
-                    for (int j = 0; j < HD / 32; j++) kept[lane + 32 * j] = o[j];
-                    continue;
-                }
-                u64* to = s.attended + ((i64)row * s.heads * HD + (kv * group + h) * HD) / 2;
+                    for (int j = 0; j < HD / 32; j++) o[j] = 0.0f;
+                    const float* from = (const float*)chunk + h * RESULT;
+#pragma unroll 1
+                    for (int c = 0; c < n; c++, from += 2 * SIZE * 4) {
+                        Weights w = weights_of(m, from[HD]);
+                        m = w.m;
+                        l = merged(l, from[HD + 1], w);
 #pragma unroll
-                for (int j = 0; j < HD / 32; j++) {
-                    const float v = __fdiv_rn(o[j], l);
-                    const u32 low = bf16 ? pack1<true>(v) : pack1<false>(v), high = __shfl_down_sync(FULL, low, 1);
-                    if (!(lane & 1)) send(to + (lane + 32 * j) / 2, low | high << 16, tag);
+                        for (int j = 0; j < HD / 32; j++) o[j] = merged(o[j], from[lane + 32 * j], w);
+                    }
+#pragma unroll
+                    for (int j = 0; j < HD / 32; j++) hand_over(__fdiv_rn(o[j], l), row, kv * group + h, lane + 32 * j);
                 }
             }
             consumers();
         }
+        item -= s.kv_heads * parts;
+    }
+    if (!apart) return;
+    // Heads whose chunks come from several blocks: a number of the output a thread.
+    float* results = (float*)chunk;
+    const int room = s.together * 2 * SIZE * 4 / RESULT; // chunks at a time
+#pragma unroll 1
+    for (int job = blockIdx.x; job < s.batch * s.heads; job += gridDim.x) {
+        const int row = job / s.heads, head = job % s.heads, chunks = chunks_of(row), d = threadIdx.x % HD;
+        if (chunks <= s.together) continue;
+        float m = __int_as_float(0xff800000), l = 0.0f, o = 0.0f;
+#pragma unroll 1
+        for (int first = 0; first < chunks; first += room) {
+            const int n = min(room, chunks - first);
+            constexpr int AT_ONCE = 16;
+#pragma unroll 1
+            for (int i = threadIdx.x; i < n * RESULT; i += AT_ONCE * CONSUMERS) {
+                u32 bits[AT_ONCE];
+                const int there = (n * RESULT - i + CONSUMERS - 1) / CONSUMERS;
+                receive<AT_ONCE, CONSUMERS>(bits, results_of(row, head) + (i64)first * RESULT + i, there, tag);
+#pragma unroll
+                for (int k = 0; k < AT_ONCE; k++)
+                    if (k < there) results[i + k * CONSUMERS] = __uint_as_float(bits[k]);
+            }
+            consumers();
+            const float* from = results;
+#pragma unroll 4
+            for (int c = 0; c < n; c++, from += RESULT) {
+                Weights w = weights_of(m, from[HD]);
+                m = w.m;
+                l = merged(l, from[HD + 1], w);
+                o = merged(o, from[d], w);
+            }
+            consumers();
+        }
+        if (threadIdx.x < HD) hand_over(__fdiv_rn(o, l), row, head, d); // whole warps
     }
 }
 
@@ -806,10 +832,8 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     const Room room = {(char*)shared + (ring - bottom) + s.ring_slots * STRIDE};
     // Behind its rows of the residual stream.
     u32(*q)[HD / 2 + 4] = (u32(*)[HD / 2 + 4])(room.at + s.room_bytes + s.own_bytes);
-    u16* fresh = (u16*)(q + 16);
-    u64* staged = (u64*)(fresh + 2 * HD);         // a phase, for the warp that loads
+    u64* staged = (u64*)(q + 16);                 // a phase, for the warp that loads
     Here* phases = (Here*)(staged + PHASE_WORDS); // all of them
-    float(*so_far)[HD + 2] = (float(*)[HD + 2])(phases + 4 * s.layers + 1);
 
     if (threadIdx.x == 0) {
         attention_scale = s.scale;
@@ -906,7 +930,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         const u32 tag = first_tag + (u32)layer;
         const Here& here = phases[p];
         stamp(s, p, 0);
-        if (which == O) attention<HD>(s, layer, tag, (uint4*)room.act(), q, fresh, so_far, BF);
+        if (which == O) attention<HD>(s, layer, tag, (uint4*)room.act(), q, BF);
         if (here.mine == 0) continue;
         const float* weight = here.norm; // null for o and down
         const int columns = here.columns;
