@@ -382,7 +382,7 @@ impl Products {
         split: usize,
     ) -> Option<Plan> {
         let segments = linear.columns.div_ceil(SEGMENT);
-        let (tables, part, _) = wide_bytes(linear.kind);
+        let (tables, part, _) = wide_bytes(linear.kind, shape);
         // As in kernels/wide.cu: a set of sums of one block, and of each segment
         // of the others; of integers one of each block.
         let sets = match linear.kind {
@@ -434,7 +434,7 @@ impl Products {
         plan: Plan,
     ) -> Result<()> {
         let Plan { shape, split, .. } = plan;
-        let (_, part, act_bytes) = wide_bytes(linear.kind);
+        let (_, part, act_bytes) = wide_bytes(linear.kind, shape);
         let tiles = linear.rows.div_ceil(TILE_ROWS);
         let weight = self.card.tensor_map(
             linear.weight.at(0),
@@ -757,9 +757,10 @@ impl Plan {
 
 /// As in kernels/wide.cu: what lies before the stages, with what alignment
 /// takes; bytes of a row of weights in a stage; bytes of an activation.
-fn wide_bytes(kind: Kind) -> (usize, usize, usize) {
+fn wide_bytes(kind: Kind, shape: &Shape) -> (usize, usize, usize) {
+    let table = if shape.shares { 256 * 128 } else { 256 * 256 };
     match kind {
-        Kind::Bit4 { .. } => (2048 + 32768 + 1024, 32, 2),
+        Kind::Bit4 { .. } => (2048 + table + 1024, 32, 2),
         Kind::Int8 { .. } => (128, 128, 1),
         Kind::F16 => (128, 128, 2),
     }

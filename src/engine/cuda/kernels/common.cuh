@@ -256,6 +256,20 @@ DEV u32 weights_of(u32 at, const Scale<true>& scale) {
 }
 // 128 times byte r of a word.
 DEV u32 byte_times_128(u32 word, int r) { return (r == 0 ? word << 7 : word >> (8 * r - 7)) & 0x7f80; }
+// Where there is room, 256 bytes each, so that one permutation makes an address of
+// byte r of a word. lane_part: 4 or 8 times the lane, and whatever the address has
+// in its highest byte.
+#define LARGE_TABLE_BYTES (256 * 256)
+template <bool BF> DEV void fill_large(u32* to, const float* table, int threads) {
+    const u32 value = value_bits<BF>(table[threadIdx.x & 15], factor_of<BF>(table));
+    for (int i = threadIdx.x; i < 256 * 32; i += threads) {
+        const int byte = i >> 5, lane = i & 31;
+        const u32 low = __shfl_sync(FULL, value, byte & 15), high = __shfl_sync(FULL, value, byte >> 4);
+        if (BF) *(uint2*)(to + byte * 64 + lane * 2) = make_uint2(low, high);
+        else to[byte * 64 + lane] = pair_of(low, high);
+    }
+}
+DEV u32 table_at(u32 word, int r, u32 lane_part) { return __byte_perm(word, lane_part, 0x7504 | r << 4); }
 
 // --- the order of floats as unsigned integers, the lower index first among equals
 DEV u64 rank_of(float value, u32 index) {

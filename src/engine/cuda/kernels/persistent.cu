@@ -108,21 +108,6 @@ DEV u32 load_shared(u32 at) {
 }
 DEV void load_shared8(u32 at, u32& a, u32& b) { asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "r"(at)); }
 DEV void store_shared(u32 at, u32 a, u32 b) { asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(a), "r"(b) : "memory"); }
-// --- pairs of 4-bit values, 256 bytes each, so that one byte permutation makes
-// an address of a packed byte; each lane has its own copy.
-#define STEP_TABLE_BYTES (256 * 256)
-template <bool BF> DEV void fill_table(u32* to, const float* table) {
-    const u32 value = value_bits<BF>(table[threadIdx.x & 15], factor_of<BF>(table));
-    for (int i = threadIdx.x; i < 256 * 32; i += CONSUMERS) {
-        const int byte = i >> 5, lane = i & 31; // the even column is in the low half
-        const u32 low = __shfl_sync(FULL, value, byte & 15), high = __shfl_sync(FULL, value, byte >> 4);
-        if (BF) *(uint2*)(to + byte * 64 + lane * 2) = make_uint2(low, high);
-        else to[byte * 64 + lane] = pair_of(low, high);
-    }
-}
-// lane_part: 4 or 8 times the lane.
-DEV u32 table_at(u32 word, int r, u32 lane_part) { return __byte_perm(word, lane_part, 0x5504 | r << 4); }
-
 // --- mailboxes
 DEV void send(u64* to, u32 bits, u32 tag) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((u64)tag << 32 | bits) : "memory");
@@ -825,7 +810,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, tokens = s.batch;
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     if (KIND == BIT4_WEIGHT && bottom > TABLE_AT) __trap();
-    const u32 map_at = TABLE_AT + STEP_TABLE_BYTES;
+    const u32 map_at = TABLE_AT + LARGE_TABLE_BYTES;
     const u32 ring = KIND == BIT4_WEIGHT ? map_at + 1024 : (bottom + 127) & ~127u;
     constexpr int STRIDE = SLOT + (KIND == BIT4_WEIGHT ? SCALES : 0);
     const u32 barriers = (u32)__cvta_generic_to_shared(all_barriers);
@@ -845,7 +830,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
     }
     if (KIND == BIT4_WEIGHT && warp < WARPS) {
         float* maps = (float*)((char*)shared + (map_at - bottom));
-        fill_table<BF>((u32*)((char*)shared + (TABLE_AT - bottom)), s.table);
+        fill_large<BF>((u32*)((char*)shared + (TABLE_AT - bottom)), s.table, CONSUMERS);
         for (int i = threadIdx.x; i < 256; i += CONSUMERS) maps[i] = s.map[i];
     }
     __syncthreads();

@@ -149,10 +149,12 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     // Addresses have the block's place in its cluster in their highest byte.
     const u32 zero = bottom & 0xff000000;
     if (KIND == BIT4_WEIGHT && bottom - zero > TABLE_AT) __trap();
-    const u32 ring = KIND == BIT4_WEIGHT ? zero + TABLE_AT + TABLE_BYTES + 1024 : (bottom + 127) & ~127u;
+    constexpr bool LARGE = TN >= 64; // the table, where one block has a multiprocessor
+    constexpr int MAPS_AT = TABLE_AT + (LARGE ? LARGE_TABLE_BYTES : TABLE_BYTES);
+    const u32 ring = KIND == BIT4_WEIGHT ? zero + MAPS_AT + 1024 : (bottom + 127) & ~127u;
     const u32 sums = ring + depth * STAGE_BYTES;
     const u32 full = (u32)__cvta_generic_to_shared(barriers[0]), empty = full + 8 * MOST_STAGES;
-    float* maps = (float*)((char*)shared + (zero + TABLE_AT + TABLE_BYTES - bottom));
+    float* maps = (float*)((char*)shared + (zero + MAPS_AT - bottom));
 
     auto load = [&](int block, int stage, int slot, bool a, bool b) {
         const u32 to = ring + slot * STAGE_BYTES, at = full + slot * 8;
@@ -171,7 +173,9 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         for (int i = 0; i < ahead; i++) load(blockIdx.x, first + i, i, true, false);
         prefetch(act_map);
     } else if (KIND == BIT4_WEIGHT && threadIdx.x < THREADS) {
-        fill_pairs<BF>((uint4*)((char*)shared + (zero + TABLE_AT - bottom)), table, THREADS);
+        char* const pairs = (char*)shared + (zero + TABLE_AT - bottom);
+        if (LARGE) fill_large<BF>((u32*)pairs, table, THREADS);
+        else fill_pairs<BF>((uint4*)pairs, table, THREADS);
         for (int i = threadIdx.x; i < 256; i += THREADS) maps[i] = map[i];
     }
     __syncwarp();
@@ -256,13 +260,13 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             Scale<BF> s[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) take_scale(s[h], __shfl_sync(FULL, scale[h], (lane & 28) | (stage & 3)));
-            const u32 replica = replica_of<BF>(lane) | zero;
+            const u32 replica = (LARGE ? lane * (BF ? 8 : 4) : replica_of<BF>(lane)) | zero;
             const uint4 v = load_shared16(mine);
             const u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
             for (int m = 0; m < 4; m++)
 #pragma unroll
-                for (int r = 0; r < 4; r++) a[m][r] = weights_of(byte_times_128(word[m], r) | replica, s[r & 1]);
+                for (int r = 0; r < 4; r++) a[m][r] = weights_of(LARGE ? table_at(word[m], r, replica) : byte_times_128(word[m], r) | replica, s[r & 1]);
         } else {
 #pragma unroll
             for (int m = 0; m < 4; m++) {
