@@ -48,7 +48,8 @@ fn launch_on_nothing(kernels: &Kernels) -> Result<()> {
         .with(64_i32)
         .with(nothing)
         .with(0_i32)
-        .with(nothing);
+        .with(nothing)
+        .with(1_i32);
     kernels.launch("rms_norm", (1, 1, 1), 256, 0, norm)
 }
 

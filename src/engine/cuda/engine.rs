@@ -236,9 +236,10 @@ impl CudaEngine {
             .with(self.model.config.hidden as i32)
             .with(self.work.h.at(0))
             .with(i32::from(bf16))
-            .with(self.work.best.at(0));
+            .with(self.work.best.at(0))
+            .with(count as i32);
         self.kernels
-            .launch("rms_norm", (count, 1, 1), 256, 0, arguments)
+            .launch("rms_norm", (count.div_ceil(8), 1, 1), 256, 0, arguments)
     }
 
     /// The norm of the residual stream and the product after it.
