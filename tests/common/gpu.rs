@@ -21,6 +21,17 @@ impl Deref for Locked {
     }
 }
 
+/// Whether a tool that slows kernels down a thousandfold watches; tests then do
+/// less of the same.
+pub fn sanitized() -> bool {
+    std::env::var_os("LLAMA_QUANT_SANITIZED").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// `full`, or `less` where such a tool watches.
+pub fn size<T>(full: T, less: T) -> T {
+    if sanitized() { less } else { full }
+}
+
 /// Number of the card that `LLAMA_QUANT_DEVICE` names.
 pub fn ordinal() -> usize {
     std::env::var("LLAMA_QUANT_DEVICE")

@@ -5,12 +5,11 @@ use llama_quant::engine::cuda::CudaEngine;
 use llama_quant::engine::{Decoder, Segment};
 use llama_quant::quant::{Code4, Compute, Format};
 use llama_quant::record::digest;
-use llama_quant::source::config::Config;
 use llama_quant::source::origin::Origin;
 use rstest::rstest;
 
-use crate::forward::{engine, fixture};
-use crate::gpu::card;
+use crate::forward::{engine, fixture, llama_3_2_1b};
+use crate::gpu::{card, size};
 use crate::random::Random;
 
 /// Prompts of different lengths, as questions about stories have them.
@@ -90,39 +89,43 @@ fn tokens_and_logits_do_not_depend_on_batch_order_or_cuts(
     format: Format,
 ) {
     let card = card();
-    let mut engine = engine(&card, &fixture(), format, 512, 192);
+    // As many tokens in one prefill as take the largest blocks.
+    let (count, steps) = size((512, 16), (48, 3));
+    let mut engine = engine(&card, &fixture(), format, count, 192);
     let vocab = engine.vocab();
-    let prompts = prompts(512, vocab);
+    let prompts = prompts(count, vocab);
     let in_order: Vec<usize> = (0..prompts.len()).collect();
     let mut shuffled = in_order.clone();
     Random::new(4).shuffle(&mut shuffled);
-    let wanted = continuations(&mut engine, &prompts, &in_order, 512, 16);
-    for (order, batch) in [
+    let wanted = continuations(&mut engine, &prompts, &in_order, count, steps);
+    let runs = vec![
         (&shuffled, 512),
         (&in_order, 64),
         (&shuffled, 7),
         (&in_order, 512),
-    ] {
-        let ours = continuations(&mut engine, &prompts, order, batch, 16);
+    ];
+    for (order, batch) in size(runs, vec![(&shuffled, 7)]) {
+        let ours = continuations(&mut engine, &prompts, order, batch, steps);
         assert!(ours == wanted, "{format:?}: tokens at batch {batch}");
     }
-    let few: Vec<usize> = (0..48).collect();
-    for batch in 1..=8 {
-        let ours = continuations(&mut engine, &prompts, &few, batch, 16);
-        let same = ours[..48] == wanted[..48];
+    let few = size(48, 7);
+    for batch in size(vec![1, 2, 3, 4, 5, 6, 7, 8], vec![1, 4]) {
+        let ours = continuations(&mut engine, &prompts, &in_order[..few], batch, steps);
+        let same = ours[..few] == wanted[..few];
         assert!(same, "{format:?}: tokens at batch {batch}");
     }
 
     // Logits, cut at every kind of place.
-    let long: Vec<u32> = prompts.concat()[..190].to_vec();
+    let long: Vec<u32> = prompts.concat()[..size(190, 140)].to_vec();
     let whole = logits(&mut engine, 0, &long, &[]);
-    let single: Vec<usize> = (1..190).collect();
-    for (slot, cuts) in [
+    let single: Vec<usize> = (1..long.len()).collect();
+    let all_cuts = [
         (3, vec![1]),
-        (500, vec![64]),
+        (count - 12, vec![64]),
         (0, vec![63, 65, 130]),
         (7, single),
-    ] {
+    ];
+    for (slot, cuts) in all_cuts.into_iter().take(size(4, 3)) {
         assert_eq!(
             logits(&mut engine, slot, &long, &cuts),
             whole,
@@ -152,29 +155,32 @@ fn the_shape_of_llama_3_2_1b_is_batch_invariant_too(
     #[values(Compute::F16)] compute: Compute,
 ) {
     let card = card();
-    let dir = fixture().join("../configs/llama-3.2-1b");
-    let config = Config::open(&dir).expect("a configuration");
+    let config = llama_3_2_1b(1);
     let weights = Origin::Random { seed: 1 };
+    // As many tokens in one prefill as take the largest blocks.
+    let (count, steps) = size((512, 6), (12, 2));
     let mut engine =
-        CudaEngine::new(&card, config, &weights, format, compute, (512, 256)).expect("an engine");
-    let prompts = prompts(512, engine.vocab());
+        CudaEngine::new(&card, config, &weights, format, compute, (count, 256)).expect("an engine");
+    let prompts = prompts(count, engine.vocab());
     let in_order: Vec<usize> = (0..prompts.len()).collect();
     let mut shuffled = in_order.clone();
     Random::new(4).shuffle(&mut shuffled);
-    let wanted = continuations(&mut engine, &prompts, &in_order, 512, 6);
-    for (order, batch) in [(&shuffled, 512), (&shuffled, 64), (&in_order, 7)] {
-        let ours = continuations(&mut engine, &prompts, order, batch, 6);
+    let wanted = continuations(&mut engine, &prompts, &in_order, count, steps);
+    let runs = vec![(&shuffled, 512), (&shuffled, 64), (&in_order, 7)];
+    for (order, batch) in size(runs, vec![(&shuffled, 7)]) {
+        let ours = continuations(&mut engine, &prompts, order, batch, steps);
         assert!(ours == wanted, "{format:?}: tokens at batch {batch}");
     }
-    let few: Vec<usize> = (0..16).collect();
-    for batch in 1..=5 {
-        let ours = continuations(&mut engine, &prompts, &few, batch, 6);
-        let same = ours[..16] == wanted[..16];
+    let few = size(16, 4);
+    for batch in size(vec![1, 2, 3, 4, 5], vec![1, 3]) {
+        let ours = continuations(&mut engine, &prompts, &in_order[..few], batch, steps);
+        let same = ours[..few] == wanted[..few];
         assert!(same, "{format:?}: tokens at batch {batch}");
     }
-    let long: Vec<u32> = prompts.concat()[..200].to_vec();
+    let long: Vec<u32> = prompts.concat()[..size(200, 100)].to_vec();
     let whole = logits(&mut engine, 0, &long, &[]);
-    for cuts in [vec![1, 2, 3], vec![64], vec![100, 120]] {
+    let all_cuts = vec![vec![1, 2, 3], vec![64], vec![100, 120]];
+    for cuts in size(all_cuts, vec![vec![1, 21, 85]]) {
         assert_eq!(
             logits(&mut engine, 5, &long, &cuts),
             whole,

@@ -3,12 +3,11 @@
 use llama_quant::engine::cuda::CudaEngine;
 use llama_quant::engine::{Decoder, Segment};
 use llama_quant::quant::{Code4, Compute, Format};
-use llama_quant::source::config::Config;
 use llama_quant::source::origin::Origin;
 use rstest::rstest;
 
-use crate::forward::fixture;
-use crate::gpu::card;
+use crate::forward::llama_3_2_1b;
+use crate::gpu::{card, size};
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -23,12 +22,11 @@ fn a_step_of_one_sequence_goes_through_its_phases_in_order(
     #[values(1, 4)] batch: usize,
 ) {
     let card = card();
-    let dir = fixture().join("../configs/llama-3.2-1b");
-    let config = Config::open(&dir).expect("a configuration");
+    let config = llama_3_2_1b(2);
     let weights = Origin::Random { seed: 1 };
     let mut engine = CudaEngine::new(&card, config, &weights, format, Compute::F16, (4, 256))
         .expect("an engine");
-    let prompt: Vec<u32> = (0..128).collect();
+    let prompt: Vec<u32> = (0..size(128, 16)).collect();
     let segments = (0..batch).map(|slot| Segment {
         slot,
         start: 0,
@@ -39,7 +37,7 @@ fn a_step_of_one_sequence_goes_through_its_phases_in_order(
         .expect("a prefill");
     let rows: Vec<(usize, u32)> = next.into_iter().enumerate().collect();
     let mut timelines = Vec::new();
-    for _ in 0..9 {
+    for _ in 0..size(9, 2) {
         if let Some(timeline) = engine.timeline(&rows).expect("a step") {
             timelines.push(timeline);
         }

@@ -14,7 +14,7 @@ use llama_quant::source::origin::Origin;
 use rstest::rstest;
 
 use crate::common::{Tensors, golden};
-use crate::gpu::{Locked, card};
+use crate::gpu::{Locked, card, size};
 
 const FORMATS: [Format; 7] = [
     Format::Fp16,
@@ -136,9 +136,13 @@ fn assert_same_int8(ours: &Int8, wanted: &Int8) {
 #[rstest]
 #[case::one_tile(&[("a", 16)], 64, false)]
 #[case::ragged_rows(&[("a", 41)], 192, false)]
-#[case::queries_keys_values(&[("q", 128), ("k", 64), ("v", 64)], 256, false)]
-#[case::gate_and_up_in_turns(&[("gate", 704), ("up", 704)], 256, true)]
-#[case::many_nested_blocks(&[("a", 512)], 2048, false)]
+#[case::queries_keys_values(
+    &[("q", size(128, 32)), ("k", size(64, 16)), ("v", size(64, 16))],
+    256,
+    false
+)]
+#[case::gate_and_up_in_turns(&[("gate", size(704, 88)), ("up", size(704, 88))], 256, true)]
+#[case::many_nested_blocks(&[("a", size(512, 96))], 2048, false)]
 #[ignore = "needs an NVIDIA GPU"]
 fn weights_packed_on_the_card_equal_the_hosts_to_the_bit(
     #[case] matrices: &[(&str, usize)],

@@ -320,11 +320,12 @@ impl Products {
         Ok((x, scales))
     }
 
-    /// All ways in which `wide_*` can run a product on this card.
-    pub fn plans(&self, linear: &Linear, what: What) -> Vec<Plan> {
-        let shapes = SHAPES.iter();
+    /// All ways in which `wide_*` can run a product on this card, by the shape of
+    /// a block.
+    pub fn plans(&self, linear: &Linear, what: What) -> Vec<Vec<Plan>> {
         let splits = |shape| SPLITS.map(|split| self.plan_of(linear, what, shape, split));
-        shapes.flat_map(splits).flatten().collect()
+        let plans = |shape| splits(shape).into_iter().flatten().collect();
+        SHAPES.iter().map(plans).collect()
     }
 
     /// How `wide_*` runs a product of so many tokens.
