@@ -204,7 +204,8 @@ fn steps_leave_the_cache_that_a_prefill_leaves(
     let mut engine = engine(&card, &fixture(), format, rows + 1, context);
     let vocab = engine.vocab();
     // One chunk of the cache, as many as a block holds at a time, and many more.
-    for length in [40, 188, 250, 700, 1500] {
+    let lengths = [40, 250, 188, 700, 1500];
+    for &length in &lengths[..size(5, 2)] {
         // Of different lengths, the longest one first.
         let sequences: Vec<Vec<u32>> = (0..rows)
             .map(|row| {

@@ -325,7 +325,7 @@ pub struct Kernels {
 }
 
 /// Shared memory that the kernels declare themselves at most, in bytes.
-const DECLARED_SHARED: u32 = 5120;
+pub const DECLARED_SHARED: u32 = 5120;
 
 struct Module {
     handle: cudarc::driver::sys::CUmodule,

@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const 
 extern "C" __global__ void __launch_bounds__(256)
     rms_norm(const float* x, const int* rows, const float* weight, float eps, int hidden, u16* to, int bf16, u64* best, int count) {
     constexpr int HELD = 64, PART = 32 * HELD; // numbers of a lane at a time, of a warp
-    __shared__ uint4 staged[PART / 8 * 9];     // [k / 8][token], a place left free to spread the banks
+    extern __shared__ uint4 staged[]; // [PART / 8][9]: a token's, and a place left free to spread the banks
     pdl_launch();
     pdl_wait();
     const int lane = threadIdx.x & 31, token = blockIdx.x * 8 + (threadIdx.x >> 5);
