@@ -68,11 +68,7 @@ fn no_kernel_spills_registers_or_keeps_arrays_in_memory() {
                 let bytes = before.rsplit(' ').next().expect("a number");
                 let bytes: usize = bytes.parse().expect("a number of bytes");
                 let of = |set: &str, shape: &str| kernel.starts_with(set) && kernel.contains(shape);
-                let most = if of("wide_f16", "_128_128'") {
-                    // Once a tile: what was fetched for the next one lies beside the
-                    // residuals of this one.
-                    128
-                } else if of("persistent", "_128'") {
+                let most = if of("persistent", "_128'") {
                     // What lies between the phases of a step; heads of 128 leave
                     // fewer registers than heads of 64.
                     80

@@ -48,8 +48,7 @@ fn launch_on_nothing(kernels: &Kernels) -> Result<()> {
         .with(64_i32)
         .with(nothing)
         .with(0_i32)
-        .with(nothing)
-        .with(1_i32);
+        .with(nothing);
     kernels.launch("rms_norm", (1, 1, 1), 256, 0, norm)
 }
 

@@ -27,9 +27,6 @@ const CHUNK_POSITIONS: usize = 64;
 /// Memory left to the driver and to other programs.
 const RESERVE: u64 = 512 << 20;
 
-/// Shared memory of `rms_norm`, in bytes.
-const NORM_SHARED: usize = 2048 / 8 * 9 * 16;
-
 /// Mirrors the kernels' `Stretch`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -239,15 +236,9 @@ impl CudaEngine {
             .with(self.model.config.hidden as i32)
             .with(self.work.h.at(0))
             .with(i32::from(bf16))
-            .with(self.work.best.at(0))
-            .with(count as i32);
-        self.kernels.launch(
-            "rms_norm",
-            (count.div_ceil(8), 1, 1),
-            256,
-            NORM_SHARED,
-            arguments,
-        )
+            .with(self.work.best.at(0));
+        self.kernels
+            .launch("rms_norm", (count, 1, 1), 256, 0, arguments)
     }
 
     /// The norm of the residual stream and the product after it.

@@ -253,7 +253,7 @@ impl Persistent {
             phases: card.copied(what, &phases)?,
             qkv: words(config.q_width() + 2 * config.kv_heads * config.head_dim)?,
             attended: words(config.q_width() / 2)?,
-            partial: words(config.heads * chunks * (config.head_dim + 2))?,
+            partial: words(config.heads * chunks * (config.head_dim + 4))?,
             after_attention: words(config.hidden)?,
             act: words(config.intermediate / 2)?,
             after_layer: words(config.hidden)?,

@@ -397,9 +397,7 @@ impl Products {
             _ => sets * shape.rows * shape.tokens * 4 / split,
         };
         let weights = shape.rows * part;
-        // The weights of large tiles do not go through shared memory.
-        let direct = shape.rows.min(shape.tokens) >= 128 && part == 128;
-        let stage = shape.tokens * ACT_BYTES + if direct { 0 } else { weights };
+        let stage = weights + shape.tokens * ACT_BYTES;
         let most = self.kernels.most_shared() as usize;
         let within = |bytes: usize| bytes.saturating_sub(tables + sums) / stage;
         // With few tokens enough to keep the memory busy, and no more than leaves

@@ -66,7 +66,7 @@ struct Step {
     // Mailboxes, [tokens][columns], or pairs of 16-bit columns.
     u64* qkv;
     u64* attended;
-    u64* partial; // [tokens][heads][context / CHUNK][head_dim + 2]: chunks of long caches
+    u64* partial; // [tokens][heads][2][context / CHUNK][head_dim / 2 + 2]: chunks of long caches
     u64* after_attention; // the residual stream
     u64* act;
     u64* after_layer; // the residual stream
@@ -644,8 +644,9 @@ template <int HD> DEV void attention(const Step& s, int layer, u32 tag, uint4* c
     // for every use, and wait.
     const float scale = __uint_as_float(load_shared((u32)__cvta_generic_to_shared(&attention_scale)));
     auto chunks_of = [&](int row) { return s.positions[row] / CHUNK + 1; };
-    // [row][head][chunk][RESULT]
-    auto results_of = [&](int row, int head) { return s.partial + ((i64)row * s.heads + head) * most_chunks * RESULT; };
+    // [row][head][half of the columns][chunk][PIECE]: each half with maximum and sum
+    constexpr int PIECE = HALF + 2;
+    auto results_of = [&](int row, int head, int half) { return s.partial + (((i64)row * s.heads + head) * 2 + half) * most_chunks * PIECE; };
     // A number of a head's output, one a thread, to all.
     auto hand_over = [&](float v, int row, int head, int d) {
         const u32 low = bf16 ? pack1<true>(v) : pack1<false>(v), high = __shfl_down_sync(FULL, low, 1);
@@ -735,10 +736,10 @@ template <int HD> DEV void attention(const Step& s, int layer, u32 tag, uint4* c
             }
             consumers();
             if (parts > 1) {
-                for (int i = threadIdx.x; i < n * group * RESULT; i += CONSUMERS) {
-                    const int c = i / (group * RESULT), h = i / RESULT % group, d = i % RESULT;
-                    const float v = ((const float*)(chunk + c * 2 * SIZE))[h * RESULT + d];
-                    send(results_of(row, kv * group + h) + (i64)(first + c) * RESULT + d, __float_as_uint(v), tag);
+                for (int i = threadIdx.x; i < n * group * 2 * PIECE; i += CONSUMERS) {
+                    const int c = i / (group * 2 * PIECE), h = i / (2 * PIECE) % group, half = i / PIECE & 1, d = i % PIECE;
+                    const float v = ((const float*)(chunk + c * 2 * SIZE))[h * RESULT + (d < HALF ? half * HALF + d : HALF + d)];
+                    send(results_of(row, kv * group + h, half) + (i64)(first + c) * PIECE + d, __float_as_uint(v), tag);
                 }
             } else {
                 // One warp a head merges the chunks, one after the other.
@@ -765,23 +766,24 @@ template <int HD> DEV void attention(const Step& s, int layer, u32 tag, uint4* c
         item -= s.kv_heads * parts;
     }
     if (!apart) return;
-    // Heads whose chunks come from several blocks: a number of the output a thread.
+    // Heads whose chunks come from several blocks, half of the columns a block: a
+    // number of the output a thread.
     float* results = (float*)chunk;
-    const int room = s.together * 2 * SIZE * 4 / RESULT; // chunks at a time
+    const int room = s.together * 2 * SIZE * 4 / PIECE; // chunks at a time
 #pragma unroll 1
-    for (int job = blockIdx.x; job < s.batch * s.heads; job += gridDim.x) {
-        const int row = job / s.heads, head = job % s.heads, chunks = chunks_of(row), d = threadIdx.x % HD;
+    for (int job = blockIdx.x; job < s.batch * s.heads * 2; job += gridDim.x) {
+        const int row = job / (2 * s.heads), head = job / 2 % s.heads, half = job & 1, chunks = chunks_of(row), d = threadIdx.x % HALF;
         if (chunks <= s.together) continue;
         float m = __int_as_float(0xff800000), l = 0.0f, o = 0.0f;
 #pragma unroll 1
         for (int first = 0; first < chunks; first += room) {
             const int n = min(room, chunks - first);
-            constexpr int AT_ONCE = 16;
+            constexpr int AT_ONCE = 20;
 #pragma unroll 1
-            for (int i = threadIdx.x; i < n * RESULT; i += AT_ONCE * CONSUMERS) {
+            for (int i = threadIdx.x; i < n * PIECE; i += AT_ONCE * CONSUMERS) {
                 u32 bits[AT_ONCE];
-                const int there = (n * RESULT - i + CONSUMERS - 1) / CONSUMERS;
-                receive<AT_ONCE, CONSUMERS>(bits, results_of(row, head) + (i64)first * RESULT + i, there, tag);
+                const int there = (n * PIECE - i + CONSUMERS - 1) / CONSUMERS;
+                receive<AT_ONCE, CONSUMERS>(bits, results_of(row, head, half) + (i64)first * PIECE + i, there, tag);
 #pragma unroll
                 for (int k = 0; k < AT_ONCE; k++)
                     if (k < there) results[i + k * CONSUMERS] = __uint_as_float(bits[k]);
@@ -789,15 +791,15 @@ template <int HD> DEV void attention(const Step& s, int layer, u32 tag, uint4* c
             consumers();
             const float* from = results;
 #pragma unroll 4
-            for (int c = 0; c < n; c++, from += RESULT) {
-                Weights w = weights_of(m, from[HD]);
+            for (int c = 0; c < n; c++, from += PIECE) {
+                Weights w = weights_of(m, from[HALF]);
                 m = w.m;
-                l = merged(l, from[HD + 1], w);
+                l = merged(l, from[HALF + 1], w);
                 o = merged(o, from[d], w);
             }
             consumers();
         }
-        if (threadIdx.x < HD) hand_over(__fdiv_rn(o, l), row, head, d); // whole warps
+        if (threadIdx.x < HALF) hand_over(__fdiv_rn(o, l), row, head, half * HALF + d); // whole warps
     }
 }
 

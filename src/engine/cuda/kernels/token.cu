@@ -13,56 +13,35 @@ extern "C" __global__ void __launch_bounds__(256) embed(const u16* table, const 
     if (threadIdx.x == 0) best[blockIdx.x] = 0;
 }
 
-// RMSNorm of `count` tokens, those listed in `rows` or the first ones, of x
-// [tokens][hidden] f32 to 16-bit activations; clears their `best`. A warp has a
-// token, a block the 8 tokens whose activations lie together. The sum of squares
-// is that of 256 threads, each with every 256th column, whose sums are added by
-// warps and then warp by warp: a lane stands for one thread of each of 8 warps.
+// Sum over the block, the same in every thread, in one order. 256 threads.
+DEV float block_sum(float v, float* shared) {
+    for (int d = 16; d; d >>= 1) v = __fadd_rn(v, __shfl_xor_sync(FULL, v, d));
+    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = v;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int i = 0; i < 8; i++) sum = __fadd_rn(sum, shared[i]);
+    __syncthreads();
+    return sum;
+}
+
+// RMSNorm of token rows[block] (or block itself) of x [tokens][hidden] f32 to
+// 16-bit activations; clears best[block].
 extern "C" __global__ void __launch_bounds__(256)
-    rms_norm(const float* x, const int* rows, const float* weight, float eps, int hidden, u16* to, int bf16, u64* best, int count) {
-    constexpr int HELD = 64, PART = 32 * HELD; // numbers of a lane at a time, of a warp
-    extern __shared__ uint4 staged[]; // [PART / 8][9]: a token's, and a place left free to spread the banks
+    rms_norm(const float* x, const int* rows, const float* weight, float eps, int hidden, u16* to, int bf16, u64* best) {
+    __shared__ float shared[8];
     pdl_launch();
     pdl_wait();
-    const int lane = threadIdx.x & 31, token = blockIdx.x * 8 + (threadIdx.x >> 5);
-    const bool there = token < count;
-    const float* from = x + (i64)(there ? rows ? rows[token] : token : 0) * hidden + lane;
-    float v[HELD], sum[8];
-    auto load = [&](int base) {
-#pragma unroll
-        for (int i = 0; i < HELD; i++) v[i] = there && base + 32 * i + lane < hidden ? from[base + 32 * i] : 0.0f;
-    };
-    for (int w = 0; w < 8; w++) sum[w] = 0.0f;
-    for (int base = 0; base < hidden; base += PART) {
-        load(base);
-#pragma unroll
-        for (int i = 0; i < HELD; i++)
-            if (base + 32 * i + lane < hidden) sum[i & 7] = __fmaf_rn(v[i], v[i], sum[i & 7]);
+    int token = blockIdx.x;
+    const float* from = x + (i64)(rows ? rows[token] : token) * hidden;
+    float sum = 0.0f;
+    for (int k = threadIdx.x; k < hidden; k += 256) sum = __fmaf_rn(from[k], from[k], sum);
+    sum = block_sum(sum, shared);
+    float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)hidden), eps)));
+    for (int k = threadIdx.x; k < hidden; k += 256) {
+        float v = __fmul_rn(__fmul_rn(from[k], scale), weight[k]);
+        to[at16(token, k, hidden)] = bf16 ? pack1<true>(v) : pack1<false>(v);
     }
-    float all = 0.0f;
-#pragma unroll
-    for (int w = 0; w < 8; w++) {
-        for (int d = 16; d; d >>= 1) sum[w] = __fadd_rn(sum[w], __shfl_xor_sync(FULL, sum[w], d));
-        all = __fadd_rn(all, sum[w]);
-    }
-    const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(all, (float)hidden), eps)));
-    for (int base = 0; base < hidden; base += PART) {
-        if (hidden > PART) load(base); // else still held
-        u16* mine = (u16*)(staged + (threadIdx.x >> 5));
-#pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            const int k = 32 * i + lane;
-            if (base + k >= hidden) continue;
-            const float y = __fmul_rn(__fmul_rn(v[i], scale), weight[base + k]);
-            mine[(k >> 3) * 72 + (k & 7)] = bf16 ? pack1<true>(y) : pack1<false>(y);
-        }
-        __syncthreads();
-        uint4* out = (uint4*)(to + at16(blockIdx.x * 8, base, hidden));
-        const int units = min(PART, hidden - base); // k / 8 times 8 tokens
-        for (int i = threadIdx.x; i < units; i += 256) out[i] = staged[(i >> 3) * 9 + (i & 7)];
-        __syncthreads();
-    }
-    if (there && lane == 0) best[token] = 0;
+    if (threadIdx.x == 0) best[token] = 0;
 }
 
 // LLM.int8: one token's FP16 activations to int8, its outliers by rising

@@ -133,11 +133,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
               int tokens, int depth, const float* table, const float* map, const Scales8& scales, const Output& out) {
     extern __shared__ uint4 shared[];
     __shared__ u64 barriers[2][MOST_STAGES]; // a stage is full, a stage is empty
-    // Large tiles' weights go from memory to registers, some stages ahead: shared
-    // memory has enough to do with the activations, which wgmma reads from there.
-    constexpr int TN = WN * N;
-    constexpr bool DIRECT = KIND != BIT4_WEIGHT && WN == 1 && TN >= 128;
-    constexpr int TILE_BYTES = KIND == BIT4_WEIGHT ? 512 : 2048, A_BYTES = DIRECT ? 0 : 4 * WM * TILE_BYTES;
+    constexpr int TILE_BYTES = KIND == BIT4_WEIGHT ? 512 : 2048, A_BYTES = 4 * WM * TILE_BYTES, TN = WN * N;
     constexpr int STAGE_BYTES = A_BYTES + TN * 128, WARPS = 4 * WM * WN, THREADS = 32 * WARPS;
     constexpr bool LOOP = TN >= 64; // registers do not suffice where two blocks share a multiprocessor
     constexpr int PER_SEGMENT = KIND == INT8_WEIGHT ? 2 : 4; // stages
@@ -164,7 +160,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         const u32 to = ring + slot * STAGE_BYTES, at = full + slot * 8;
         if (a) {
             barrier_expect(at, STAGE_BYTES);
-            if (!DIRECT) copy_box(to, weight_map, stage * (TILE_BYTES / 8), block / across * 4 * WM, at);
+            copy_box(to, weight_map, stage * (TILE_BYTES / 8), block / across * 4 * WM, at);
         }
         if (b) copy_box(to + A_BYTES, act_map, stage * (1024 / 8), block % across * (TN / 8), at);
     };
@@ -248,18 +244,18 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     const int own = UNITS / blocks, own_log2 = 31 - __clz(own), alone = segments / blocks;
     const int unit0 = wt * (N / 8) * 4 * WM + wr * 4 + (warp & 3); // this warp's first one
 
+    pdl_wait();
+    if (blocks > 1) cluster_wait();
     constexpr bool SEGMENTS = KIND != INT8_WEIGHT; // sums that begin from zero
     // A stage with little to multiply is free again before the next has come;
     // else the next is unpacked meanwhile.
     constexpr bool AT_ONCE = KIND != BIT4_WEIGHT && TN <= 64;
-    constexpr int TURNS = DIRECT ? 4 : 2;
-    u32 a[TURNS][4][4]; // stages in turns
+    u32 a[2][4][4]; // stages in turns
     int slot = 0, before_slot = -1, parity = 0;
     // What a stage holds of this warp's rows, to registers.
     auto unpack = [&](int stage, u32 (&a)[4][4]) {
         const u32 mine = ring + slot * STAGE_BYTES + (wr * 4 + (warp & 3)) * TILE_BYTES + lane * 16;
         barrier_wait(full + slot * 8, parity);
-        if (DIRECT) return;
         if (KIND == BIT4_WEIGHT) {
             Scale<BF> s[2];
 #pragma unroll
@@ -305,46 +301,20 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             give(acc, sums, 1 + stage / PER_SEGMENT - alone, unit0, 4 * WM, own_log2, lane, false);
         }
     };
-    // DIRECT: this warp's rows of a block, or others where there are none; what is
-    // made of those is dropped. A stage of them to registers, `most` instructions.
-    auto rows_of = [&](int block) {
-        const int tile = min(block / across * 4 * WM + wr * 4 + (warp & 3), tiles - 1);
-        return weight + (i64)tile * 16 * bytes + lane * 16;
-    };
-    auto fetch = [&](const u8* from, u32 (&a)[4][4], int most) {
-#pragma unroll
-        for (int m = 0; m < 4; m++) {
-            if (m >= most) continue;
-            const uint4 v = load_stream((const uint4*)(from + m * 512));
-            a[m][0] = v.x, a[m][1] = v.y, a[m][2] = v.z, a[m][3] = v.w;
-        }
-    };
     auto meet = [&] { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }; // all that multiply
     // Whole segments of 4 stages; int8 sums go on from one to the next.
     const int whole = first + ((min(last, bytes >> 7) - first) & ~3);
-    constexpr int FETCHED = 3; // stages ahead
-    auto fetch_first = [&](int block) {
-#pragma unroll
-        for (int i = 0; i < FETCHED; i++)
-            if (first + i < whole) fetch(rows_of(block) + (first + i) * TILE_BYTES, a[i % TURNS], 4);
-    };
-    if (DIRECT) fetch_first(blockIdx.x);
-    pdl_wait();
-    if (blocks > 1) cluster_wait();
 #pragma unroll 1
     for (int block = blockIdx.x; block < all; block = LOOP ? block + (int)gridDim.x : all) {
         const int tile0 = block / across * 4 * WM, token0 = block % across * TN;
         const int tile = tile0 + wr * 4 + (warp & 3); // this warp's rows
-        const bool more = LOOP && block + (int)gridDim.x < all;
-        const u8* mine = DIRECT ? rows_of(block) : 0;
-        const u8* next_rows = DIRECT && more && whole == last ? rows_of(block + gridDim.x) : 0;
 #pragma unroll
         for (int i = 0; i < N / 2; i++) acc[i] = 0, total[i] = 0.0f;
         for (int stage = first; stage < whole; stage += 4) {
             if (KIND == BIT4_WEIGHT) next_scales(block, stage >> 2);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                u32(&now)[4][4] = a[AT_ONCE ? 0 : i % TURNS];
+                u32(&now)[4][4] = a[AT_ONCE ? 0 : i & 1];
                 unpack(stage + i, now);
                 product(stage + i, now, i == 0 && (SEGMENTS || stage == first), true);
                 if (AT_ONCE || i == 3 && SEGMENTS) group_wait<0>();
@@ -352,11 +322,6 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
                 if (!AT_ONCE && (i > 0 || !SEGMENTS && stage > first)) release(before_slot);
                 if (AT_ONCE || i == 3 && SEGMENTS) release(slot);
                 advance();
-                if (DIRECT) { // the stage before has been multiplied
-                    const int then = stage + i + FETCHED;
-                    const u8* from = then < whole ? mine + then * TILE_BYTES : next_rows ? next_rows + (first + then - whole) * TILE_BYTES : 0;
-                    if (from) fetch(from, a[(i + FETCHED) % TURNS], 4);
-                }
             }
             end_segment(stage);
         }
@@ -367,7 +332,6 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         if (whole < last) {
             if (KIND == BIT4_WEIGHT) next_scales(block, whole >> 2);
             for (int stage = whole; stage < last; stage++) {
-                if (DIRECT) fetch(mine + stage * TILE_BYTES, a[0], bytes - stage * 128 >= 128 ? 4 : 2);
                 unpack(stage, a[0]);
                 product(stage, a[0], stage == whole && (SEGMENTS || stage == first), SEGMENTS);
                 group_wait<0>();
@@ -375,7 +339,6 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
                 advance();
             }
             end_segment(whole);
-            if (DIRECT && more) fetch_first(block + gridDim.x);
         }
 
         // Sums of rows g and g + 8 of `tile` and of tokens `token` and the next one.
@@ -452,7 +415,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         // LIKELIEST: the best of each warp, to ask memory once for each token.
         u64* ranks = (u64*)((char*)shared + (sums - bottom)); // [warps of rows][TN]
         if (tile < tiles) {
-            constexpr int AHEAD = DIRECT ? 2 : N < 32 ? N / 8 : 4; // groups of tokens whose residuals are loaded at once
+            constexpr int AHEAD = N < 32 ? N / 8 : 4; // groups of tokens whose residuals are loaded at once
 #pragma unroll
             for (int part = 0; part < N / 8; part += AHEAD) {
                 float before[AHEAD][2][2];
