@@ -4,6 +4,7 @@ mod run;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -144,6 +145,10 @@ pub struct BenchArguments {
     /// leaves no room are left out [default: 128]
     #[arg(long, value_name = "TOKENS")]
     cached: Option<usize>,
+    /// Numbers of sequences that decode together; documents and stories are then
+    /// left out [default: those of the device]
+    #[arg(long, value_name = "N", num_args = 1..)]
+    sequences: Vec<NonZeroUsize>,
     /// Experiments to measure [default: all but the control]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     experiment: Vec<String>,
@@ -430,6 +435,12 @@ pub fn bench(arguments: &BenchArguments) -> Result<()> {
         plan.cached_tokens = tokens;
         benched.check_cached(&plan)?;
     }
+    if !arguments.sequences.is_empty() {
+        let mut batches: Vec<usize> = arguments.sequences.iter().map(|n| n.get()).collect();
+        batches.sort_unstable();
+        batches.dedup();
+        (plan.batches, plan.documents, plan.stories) = (batches, 0, 0);
+    }
     let out = folder(arguments.out.as_ref(), &arguments.device);
     let experiments: Vec<Experiment> = match &arguments.experiment[..] {
         // The control would be the baseline's format once more.
@@ -478,16 +489,20 @@ impl BenchArguments {
             weights,
             energy,
             cached,
+            sequences,
             experiment: _,
             given_up: _,
             out: _,
             device,
         } = self;
+        let sequences: Vec<String> = sequences.iter().map(ToString::to_string).collect();
+        let sequences: Vec<&str> = sequences.iter().map(String::as_str).collect();
         Again::new("bench")
             .with_located("--model", model.as_deref(), located)
             .with("--weights", weights.to_string())
             .with_some("--energy", energy.map(|seconds| seconds.to_string()))
             .with_some("--cached", cached.map(|tokens| tokens.to_string()))
+            .with_each("--sequences", &sequences)
             .with_each("--experiment", &ran.left)
             .with_each("--given-up", &ran.failed)
             .with("--out", out)
@@ -632,7 +647,7 @@ mod tests {
     #[test]
     fn a_new_process_goes_on_with_the_same_bench_at_the_same_revision() {
         let given = "bench --model org/name --weights random:3 --energy 0.25 --cached 8192 \
-                     --device cuda:0,1";
+                     --sequences 1 4 --device cuda:0,1";
         let Command::Bench(arguments) = parsed(words(given)) else {
             panic!("{given}")
         };

@@ -119,15 +119,17 @@ fn a_finished_experiment_is_not_run_again() {
 }
 
 #[test]
-fn a_bench_finds_as_many_tokens_in_the_cache_as_it_is_told() {
+fn a_bench_has_as_many_sequences_and_tokens_in_the_cache_as_it_is_told() {
     let dir = tempdir().expect("a folder");
-    let arguments = ["bench", "--cached", "300", "--energy", "0", "--experiment"];
-    let output = run(dir.path(), &[&arguments[..], &[BASELINE]].concat());
+    let arguments = "bench --cached 300 --sequences 2 1 2 --energy 0 --experiment";
+    let arguments: Vec<&str> = arguments.split(' ').chain([BASELINE]).collect();
+    let output = run(dir.path(), &arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let bench = Bench::open(&files(dir.path(), "json")[0]).expect("a bench");
     assert_eq!(bench.head.setup.plan.cached_tokens, 300);
-    let cached = bench.speed.decode.iter().map(|d| d.cached_tokens);
-    assert_eq!(cached.collect::<Vec<_>>(), [300; 3]);
+    let decode = bench.speed.decode.iter();
+    let decode: Vec<_> = decode.map(|d| (d.sequences, d.cached_tokens)).collect();
+    assert_eq!(decode, [(1, 300), (2, 300)]);
 }
 
 #[test]

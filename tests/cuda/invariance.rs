@@ -203,8 +203,8 @@ fn steps_leave_the_cache_that_a_prefill_leaves(
     let context = 1536;
     let mut engine = engine(&card, &fixture(), format, rows + 1, context);
     let vocab = engine.vocab();
-    // One chunk of the cache, as many as a block holds at a time, and many more.
-    let lengths = [40, 250, 188, 700, 1500];
+    // One chunk of the cache, more than a block holds at a time, as many, and many more.
+    let lengths = [40, 320, 188, 700, 1500];
     for &length in &lengths[..size(5, 2)] {
         // Of different lengths, the longest one first.
         let sequences: Vec<Vec<u32>> = (0..rows)
