@@ -46,7 +46,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::Fp16,
         compute: Compute::F16,
         slots: 16,
-        bandwidth_share: 0.6,
+        bandwidth_share: 0.62,
         default: true,
     },
     Experiment {
@@ -54,7 +54,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::Fp16,
         compute: Compute::F16,
         slots: 5,
-        bandwidth_share: 0.6,
+        bandwidth_share: 0.62,
         default: true,
     },
     Experiment {
@@ -62,7 +62,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::Int8 { threshold: 6.0 },
         compute: Compute::F16,
         slots: 16,
-        bandwidth_share: 0.37,
+        bandwidth_share: 0.45,
         default: true,
     },
     Experiment {
@@ -70,7 +70,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Nf4, true),
         compute: Compute::F16,
         slots: 16,
-        bandwidth_share: 0.30,
+        bandwidth_share: 0.35,
         default: true,
     },
     Experiment {
@@ -78,7 +78,7 @@ pub const EXPERIMENTS: [Experiment; 7] = [
         format: Format::bnb4(Code4::Fp4, true),
         compute: Compute::F16,
         slots: 16,
-        bandwidth_share: 0.30,
+        bandwidth_share: 0.35,
         default: true,
     },
     Experiment {
