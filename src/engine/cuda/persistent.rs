@@ -39,7 +39,7 @@ const MOST_SLOTS_OF_A_STEP: usize = 1 << 15;
 const HERE_BYTES: usize = 56;
 
 /// Fewest slots with which the ring still keeps memory busy; not less than the
-/// warps, see the kernel's `Turn`.
+/// warps, see the kernel's `Turn`, and more than its `IN_FLIGHT`.
 const FEWEST_SLOTS: usize = WARPS;
 /// Bytes of sums of a round, if one tile does not need more.
 const SUMS_BYTES: usize = 8 << 10;

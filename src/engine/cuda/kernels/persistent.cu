@@ -23,9 +23,7 @@
 #define SCALES 2048  // bytes after them: 4-bit weights' absmax values
 // Slots on their way from memory at a time: what keeps it busy, since mailboxes
 // are read through the same queues. Fewer than a ring has.
-#ifndef IN_FLIGHT
 #define IN_FLIGHT 7
-#endif
 
 // One product of a layer, or the head.
 struct Phase {
@@ -108,6 +106,7 @@ DEV u32 load_shared(u32 at) {
 }
 DEV void load_shared8(u32 at, u32& a, u32& b) { asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "r"(at)); }
 DEV void store_shared(u32 at, u32 a, u32 b) { asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(at), "r"(a), "r"(b) : "memory"); }
+
 // --- mailboxes
 DEV void send(u64* to, u32 bits, u32 tag) {
     asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((u64)tag << 32 | bits) : "memory");
@@ -356,13 +355,14 @@ DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u
 // --- the warps that decode the absmax values of 4-bit weights: for each row and
 // each 64 columns of a slot, as they are multiplied with. 8 bytes each,
 // [unit][chunk][row]. A thread looks after 8 blocks of a row.
-struct Raw {
+struct Raw { // of a slot, as it lies in memory
     u32 codes[8]; // double quantisation: 4 in each of the first two; else f32
     float nested[2], offset;
 };
-// Of the slots of a block one after the other, through all phases.
+// Where a warp is on the way of its block through the slots of all phases.
 struct Place4 {
-    int phase, tile, in_tile, tiles, each, segments;
+    int phase, tile, in_tile; // the slot of a tile
+    int tiles, each, segments; // of the phase; slots of a tile
 };
 DEV void load_raw(Raw& raw, const Step& s, const Place4& at) {
     const int lane = threadIdx.x & 31, row = lane & 15, first = lane >> 4 << 3, chunks = at.segments * 4;
@@ -420,10 +420,11 @@ DEV void load_b(uint4& b, u32 at, int real) {
                  : "+r"(b.x), "+r"(b.y), "+r"(b.z), "+r"(b.w) : "r"(at), "r"(real));
 }
 
-// A unit of 4-bit weights
+// Decoded absmax values.
 DEV void load_scale(Scale<false>& scale, u32 at) { load_shared8(at, scale.high, scale.low); }
 DEV void load_scale(Scale<true>& scale, u32 at) { scale.absmax = __uint_as_float(load_shared(at)); }
-// N of them side by side, since each mma waits for the one before it.
+// N units of 4-bit weights side by side, since each mma waits for the one before
+// it. real: whether the lane's token is there.
 template <int N, bool BF>
 DEV void multiply4(const u32 (&from)[N], int u, const u32 (&b_at)[N], int line, int real, u32 (&sums)[2][4]) {
     const int lane = threadIdx.x & 31;
