@@ -345,6 +345,9 @@ impl Products {
             _ if 10 * blocks(large) >= 7 * cards => large,
             _ => tall,
         };
+        // Tall blocks of 4-bit weights have no room for the sums of long rows.
+        let short = (bit4 && (65..=128).contains(&tokens)).then_some(thirty_two);
+        let shapes = [Some(shape), short].into_iter().flatten();
         // Half segments that the busiest multiprocessor takes one after the other;
         // two more for the beginning and the end of a block, which another one on
         // the same multiprocessor hides.
@@ -357,13 +360,12 @@ impl Products {
             } else {
                 cards
             };
-            let turns = (blocks(shape) * plan.split).div_ceil(room);
+            let turns = (blocks(plan.shape) * plan.split).div_ceil(room);
             let alone = turns.div_ceil(if two { 2 } else { 1 });
             2 * turns * segments.div_ceil(plan.split) + 2 * alone
         };
-        let plans = SPLITS
-            .iter()
-            .filter_map(|&split| self.plan_of(linear, what, shape, split));
+        let plans_of = |shape| SPLITS.map(|split| self.plan_of(linear, what, shape, split));
+        let plans = shapes.flat_map(plans_of).flatten();
         // Among equals the larger split unpacks faster, as measured.
         let best = if bit4 {
             plans.min_by_key(|plan| (cost(plan), Reverse(plan.split)))
