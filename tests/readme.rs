@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use llama_quant::record::Records;
+use llama_quant::record::{Bench, Records};
 use llama_quant::verdict::speed::speed;
 use rstest::rstest;
 use serde_json::Value;
@@ -87,4 +87,75 @@ fn the_readme_shows_the_committed_speeds_beside_their_peers() {
         assert!(readme.contains(&row), "README.md does not show: {row}");
     }
     assert_eq!(peers.lines().count(), 4, "four formats have a peer");
+}
+
+/// The benches of a folder of records, by name of their experiment.
+fn benches(folder: &str) -> Vec<(String, Bench)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/records");
+    let records = Records::open(&root.join(folder)).expect("records");
+    let named = |bench: Bench| (bench.head.setup.experiment.clone(), bench);
+    records.benches.into_iter().map(named).collect()
+}
+
+fn median(bench: &Bench, sequences: usize) -> f64 {
+    let ours = speed(bench.head.setup.format, bench.head.parts, &bench.speed).expect("samples");
+    let decode = ours.decode.iter().find(|d| d.sequences == sequences);
+    decode.expect("measured").seconds.median.value
+}
+
+#[test]
+fn what_is_said_of_turns_long_caches_and_two_cards_is_in_the_records() {
+    let readme = read("README.md");
+    let shape = benches("2026-11-25-h200-llama-3.2-1b-shape");
+    let cached = benches("2026-11-25-h200-cached-8192");
+    let two = benches("2026-11-25-h200-x2");
+    let of = |benches: &[(String, Bench)], name: &str| -> Bench {
+        let found = benches.iter().find(|(of, _)| of == name);
+        found.expect("an experiment").1.clone()
+    };
+    let [fp16, nf4] = ["fp16_baseline", "bnb_4bit_nf4"].map(|name| {
+        let turns = of(&shape, name).speed.turns.expect("turns").seconds;
+        (turns, 1e3 * median(&of(&cached, name), 1))
+    });
+    let documents = of(&two, "fp16_baseline").speed.documents;
+    for said in [
+        format!("take {:.1} s in FP16 and {:.1} s in NF4", fp16.0, nf4.0),
+        format!("takes {:.2} ms in FP16, {:.2} in NF4", fp16.1, nf4.1),
+        format!(
+            "took {:.2} s in FP16",
+            documents.expect("documents").seconds
+        ),
+    ] {
+        assert!(readme.contains(&said), "README.md does not say: {said}");
+    }
+}
+
+#[test]
+fn what_is_beside_other_programs_is_in_the_records() {
+    let limits = read("reports/LIMITS.md");
+    let shape = benches("2026-11-25-h200-llama-3.2-1b-shape");
+    let label = |name: &str| match name {
+        "fp16_baseline" => "FP16",
+        "bnb_4bit_nf4" => "NF4 (double quantisation)",
+        "bnb_4bit_fp4" => "FP4 (double quantisation)",
+        "bnb_8bit" => "INT8 (threshold 6)",
+        other => panic!("no line for {other}"),
+    };
+    for (name, bench) in &shape {
+        let ours = speed(bench.head.setup.format, bench.head.parts, &bench.speed);
+        let ours = ours.expect("samples");
+        let prefill = ours.prefill.iter().find(|p| p.tokens == 512);
+        let row = format!(
+            "| this engine, {} | {:.3} | {:.2} | {:.0} |",
+            label(name),
+            1e3 * median(bench, 1),
+            1e3 * prefill.expect("measured").seconds.median.value,
+            32.0 / median(bench, 32)
+        );
+        assert!(
+            limits.contains(&row),
+            "reports/LIMITS.md does not show: {row}"
+        );
+    }
+    assert_eq!(shape.len(), 4, "four formats");
 }
