@@ -41,14 +41,13 @@ fn no_kernel_spills_registers_or_keeps_arrays_in_memory() {
     // A local section exists for a kernel only if it uses local memory.
     for capability in [(8, 0), (9, 0)] {
         for program in PROGRAMS {
-            let code = program.compile(capability).expect("machine code");
+            let (code, report) = program.reported(capability).expect("machine code");
             let of_hopper = ["wide", "persistent"].map(|set| program.name.starts_with(set));
             let none = of_hopper.contains(&true) && capability != (9, 0);
             assert_eq!(kernels(&code).is_empty(), none, "{}", program.name);
             if none {
                 continue;
             }
-            let report = program.resources(capability).expect("a resource report");
             let mut kernel = "";
             for line in report.lines() {
                 // What kernels may ask for at launch is the rest.

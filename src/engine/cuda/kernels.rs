@@ -133,13 +133,13 @@ impl Program {
         Ok(self.run_compiler(capability, &[])?.0)
     }
 
-    /// What the assembler says of each kernel: registers, shared memory, stack
-    /// frame and spills.
+    /// The same with what the assembler says of each kernel: registers, shared
+    /// memory, stack frame and spills.
     ///
     /// # Errors
     /// As [`Program::compile`].
-    pub fn resources(&self, capability: (i32, i32)) -> Result<String> {
-        Ok(self.run_compiler(capability, &["--ptxas-options=-v"])?.1)
+    pub fn reported(&self, capability: (i32, i32)) -> Result<(Vec<u8>, String)> {
+        self.run_compiler(capability, &["--ptxas-options=-v"])
     }
 
     /// Machine code and the compiler's log.
