@@ -158,9 +158,9 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
         count => format!(" on {count} devices"),
     };
     let documents = first.documents.iter();
-    header.extend(documents.map(|d| format!("{} prompts{devices}, s", d.count)));
+    header.extend(documents.map(|d| format!("{} prompts{devices}, s", d.all.count)));
     let turns = first.turns.iter();
-    header.extend(turns.map(|t| format!("{} turns{devices}, s", t.count)));
+    header.extend(turns.map(|t| format!("{} turns{devices}, s", t.all.count)));
     if !first.energy.is_empty() {
         header.push("J/token b=1".to_owned());
     }
@@ -191,10 +191,13 @@ pub fn speed(benches: &[Bench]) -> Result<String> {
             let found = speed.decode.iter().find(same);
             found.map_or_else(String::new, |d| Unit::PerSecond.print(d.tokens_per_second))
         }));
-        let documents = speed.documents.iter();
-        row.extend(documents.map(|d| Unit::Seconds.print(d.seconds)));
-        let turns = speed.turns.iter();
-        row.extend(turns.map(|t| Unit::Seconds.print(t.seconds)));
+        let seconds = |s: Option<f64>| s.map_or_else(String::new, |s| Unit::Seconds.print(s));
+        if !first.documents.is_empty() {
+            row.push(seconds(speed.documents.first().map(|d| d.all.seconds)));
+        }
+        if !first.turns.is_empty() {
+            row.push(seconds(speed.turns.first().map(|t| t.all.seconds)));
+        }
         let energy = speed.energy.iter().find(|e| e.sequences == 1);
         row.extend(energy.map(|e| Unit::Joules.print(e.joules_per_token)));
         row.resize(columns, String::new());
