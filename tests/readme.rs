@@ -30,11 +30,37 @@ fn the_readme_shows_the_committed_scores(#[case] turns: &str) {
     );
 }
 
+/// The benches of a folder of records, by name of their experiment.
+fn benches(folder: &str) -> Vec<(String, Bench)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/records");
+    let records = Records::open(&root.join(folder)).expect("records");
+    let named = |bench: Bench| (bench.head.setup.experiment.clone(), bench);
+    records.benches.into_iter().map(named).collect()
+}
+
+fn bench<'a>(benches: &'a [(String, Bench)], name: &str) -> &'a Bench {
+    let found = benches.iter().find(|(of, _)| of == name);
+    &found.unwrap_or_else(|| panic!("no bench of {name}")).1
+}
+
+/// A decode step of one sequence, prefill of 512 tokens, both in milliseconds,
+/// and tokens a second of 32 sequences, if they were measured.
+fn figures(bench: &Bench) -> (f64, f64, Option<f64>) {
+    let ours = speed(bench.head.setup.format, bench.head.parts, &bench.speed).expect("samples");
+    let prefill = ours.prefill.iter().find(|p| p.tokens == 512);
+    let many = ours.decode.iter().find(|d| d.sequences == 32);
+    (
+        1e3 * ours.single.expect("measured").seconds.median.value,
+        1e3 * prefill.expect("measured").seconds.median.value,
+        many.map(|d| d.tokens_per_second),
+    )
+}
+
+const SHAPE: &str = "2026-11-25-h200-llama-3.2-1b-shape";
+
 #[test]
 fn the_readme_shows_the_committed_speeds_beside_their_peers() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let records = root.join("reports/records/2026-11-25-h200-llama-3.2-1b-shape");
-    let benches = Records::open(&records).expect("records").benches;
+    let benches = benches(SHAPE);
     let peers = read("reports/peers/transformers-bitsandbytes-h200.jsonl");
     let readme = read("README.md");
     for line in peers.lines() {
@@ -46,38 +72,16 @@ fn the_readme_shows_the_committed_speeds_beside_their_peers() {
             "int8" => ("bnb_8bit", "INT8"),
             other => panic!("no experiment for {other}"),
         };
-        let bench = benches.iter().find(|b| b.head.setup.experiment == name);
-        let bench = bench.expect("a bench of the same run");
-        let format = bench.head.setup.format;
-        let ours = speed(format, bench.head.parts, &bench.speed).expect("samples");
-        let prefill = ours.prefill.iter().find(|p| p.tokens == 512);
-        let many = ours.decode.iter().find(|d| d.sequences == 32);
-        let milliseconds = |seconds: f64| 1e3 * seconds;
+        let bench = bench(&benches, name);
+        let (single, prefill, many) = figures(bench);
+        let many = many.expect("measured");
         let theirs = |key: &str| peer[key].as_f64().expect("a number");
         let mut row = format!("| {label} |");
         for (theirs, ours, digits, faster) in [
-            (
-                theirs("decode_ms"),
-                ours.single
-                    .as_ref()
-                    .map(|d| milliseconds(d.seconds.median.value)),
-                3,
-                true,
-            ),
-            (
-                theirs("prefill512_ms"),
-                prefill.map(|p| milliseconds(p.seconds.median.value)),
-                2,
-                true,
-            ),
-            (
-                theirs("gen_b32_tok_s"),
-                many.map(|d| d.tokens_per_second),
-                0,
-                false,
-            ),
+            (theirs("decode_ms"), single, 3, true),
+            (theirs("prefill512_ms"), prefill, 2, true),
+            (theirs("gen_b32_tok_s"), many, 0, false),
         ] {
-            let ours = ours.expect("measured");
             let ratio = if faster { theirs / ours } else { ours / theirs };
             row += &format!(" {theirs:.digits$} | {ours:.digits$} | {ratio:.1} |");
         }
@@ -89,42 +93,26 @@ fn the_readme_shows_the_committed_speeds_beside_their_peers() {
     assert_eq!(peers.lines().count(), 4, "four formats have a peer");
 }
 
-/// The benches of a folder of records, by name of their experiment.
-fn benches(folder: &str) -> Vec<(String, Bench)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/records");
-    let records = Records::open(&root.join(folder)).expect("records");
-    let named = |bench: Bench| (bench.head.setup.experiment.clone(), bench);
-    records.benches.into_iter().map(named).collect()
-}
-
-fn median(bench: &Bench, sequences: usize) -> f64 {
-    let ours = speed(bench.head.setup.format, bench.head.parts, &bench.speed).expect("samples");
-    let decode = ours.decode.iter().find(|d| d.sequences == sequences);
-    decode.expect("measured").seconds.median.value
-}
-
 #[test]
 fn what_is_said_of_turns_long_caches_and_two_cards_is_in_the_records() {
     let readme = read("README.md");
-    let shape = benches("2026-11-25-h200-llama-3.2-1b-shape");
-    let cached = benches("2026-11-25-h200-cached-8192");
-    let two = benches("2026-11-25-h200-x2");
-    let of = |benches: &[(String, Bench)], name: &str| -> Bench {
-        let found = benches.iter().find(|(of, _)| of == name);
-        found.expect("an experiment").1.clone()
-    };
+    let shape = benches(SHAPE);
+    let long = benches("2026-11-25-h200-cached-8192");
     let [fp16, nf4] = ["fp16_baseline", "bnb_4bit_nf4"].map(|name| {
-        let turns = of(&shape, name).speed.turns.expect("turns").seconds;
-        (turns, 1e3 * median(&of(&cached, name), 1))
+        let turns = bench(&shape, name).speed.turns.as_ref();
+        let (single, ..) = figures(bench(&long, name));
+        (turns.expect("turns").seconds, single)
     });
-    let documents = of(&two, "fp16_baseline").speed.documents;
+    let cards = benches("2026-11-25-h200-x2");
+    let [one, two] = [1, 2].map(|devices| {
+        let of = |(_, bench): &&(String, Bench)| bench.head.setup.devices == devices;
+        let bench = &cards.iter().find(of).expect("a bench").1;
+        bench.speed.documents.as_ref().expect("documents").seconds
+    });
     for said in [
         format!("take {:.1} s in FP16 and {:.1} s in NF4", fp16.0, nf4.0),
         format!("takes {:.2} ms in FP16, {:.2} in NF4", fp16.1, nf4.1),
-        format!(
-            "took {:.2} s in FP16",
-            documents.expect("documents").seconds
-        ),
+        format!("took {two:.2} s in FP16 where one took {one:.2}"),
     ] {
         assert!(readme.contains(&said), "README.md does not say: {said}");
     }
@@ -133,7 +121,7 @@ fn what_is_said_of_turns_long_caches_and_two_cards_is_in_the_records() {
 #[test]
 fn what_is_beside_other_programs_is_in_the_records() {
     let limits = read("reports/LIMITS.md");
-    let shape = benches("2026-11-25-h200-llama-3.2-1b-shape");
+    let shape = benches(SHAPE);
     let label = |name: &str| match name {
         "fp16_baseline" => "FP16",
         "bnb_4bit_nf4" => "NF4 (double quantisation)",
@@ -142,15 +130,11 @@ fn what_is_beside_other_programs_is_in_the_records() {
         other => panic!("no line for {other}"),
     };
     for (name, bench) in &shape {
-        let ours = speed(bench.head.setup.format, bench.head.parts, &bench.speed);
-        let ours = ours.expect("samples");
-        let prefill = ours.prefill.iter().find(|p| p.tokens == 512);
+        let (single, prefill, many) = figures(bench);
+        let many = many.expect("measured");
         let row = format!(
-            "| this engine, {} | {:.3} | {:.2} | {:.0} |",
-            label(name),
-            1e3 * median(bench, 1),
-            1e3 * prefill.expect("measured").seconds.median.value,
-            32.0 / median(bench, 32)
+            "| this engine, {} | {single:.3} | {prefill:.2} | {many:.0} |",
+            label(name)
         );
         assert!(
             limits.contains(&row),
