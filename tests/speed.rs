@@ -16,7 +16,7 @@ use llama_quant::quant::size::model_bytes;
 use llama_quant::record::{Bench, Plan, Records, Weights};
 use llama_quant::source::config::Config;
 use llama_quant::source::hub::Located;
-use llama_quant::verdict::table;
+use llama_quant::verdict::{speed as verdict, table};
 use mock::{Call, Mock, Run};
 use refusal::assert_refuses;
 use rstest::rstest;
@@ -151,6 +151,12 @@ fn turns_run_on_the_cpu_engine_and_are_counted() {
     assert_eq!((turns.stories, turns.count), (2, 9 + 18));
     assert_eq!((turns.prompt_tokens, turns.new_tokens), (2 * (40 - 8), 8));
     assert!(turns.seconds > 0.0);
+    let ours = verdict::speed(bench.head.setup.format, bench.head.parts, &bench.speed);
+    let ours = ours.expect("samples");
+    assert_eq!(ours.turns[0].all, *turns);
+    let text = serde_json::to_string(&ours).expect("JSON");
+    let again: verdict::Speed = serde_json::from_str(&text).expect("what was written");
+    assert_eq!(again, ours);
     let printed = table::speed(&[bench]).expect("a table");
     assert!(printed.contains("27 turns, s"), "{printed}");
 }

@@ -85,28 +85,16 @@ pub struct Decode {
 /// Prompts of different lengths, read and continued together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Documents {
-    pub count: usize,
-    /// Of all together.
-    pub prompt_tokens: usize,
-    /// Of each.
-    pub new_tokens: usize,
-    /// For all.
-    pub seconds: f64,
+    #[serde(flatten)]
+    pub all: record::Documents,
     pub documents_per_second: f64,
 }
 
 /// Every turn of several stories, from one cache a story.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AllTurns {
-    pub stories: usize,
-    /// Turns of all stories together.
-    pub count: usize,
-    /// Of the prompts of all last turns together.
-    pub prompt_tokens: usize,
-    /// Of each turn.
-    pub new_tokens: usize,
-    /// For all.
-    pub seconds: f64,
+    #[serde(flatten)]
+    pub all: record::AllTurns,
     pub turns_per_second: f64,
 }
 
@@ -175,20 +163,13 @@ pub fn speed(format: Format, parts: Parts, samples: &record::Speed) -> Result<Sp
         watts: window.joules / window.seconds,
         seconds: window.seconds,
     });
-    let documents = samples.documents.as_ref().map(|all| Documents {
-        count: all.count,
-        prompt_tokens: all.prompt_tokens,
-        new_tokens: all.new_tokens,
-        seconds: all.seconds,
+    let documents = samples.documents.iter().map(|all| Documents {
         documents_per_second: all.count as f64 / all.seconds,
+        all: all.clone(),
     });
-    let turns = samples.turns.as_ref().map(|all| AllTurns {
-        stories: all.stories,
-        count: all.count,
-        prompt_tokens: all.prompt_tokens,
-        new_tokens: all.new_tokens,
-        seconds: all.seconds,
+    let turns = samples.turns.iter().map(|all| AllTurns {
         turns_per_second: all.count as f64 / all.seconds,
+        all: all.clone(),
     });
     let most = decode.iter().max_by_key(|d| d.sequences);
     Ok(Speed {
@@ -199,8 +180,8 @@ pub fn speed(format: Format, parts: Parts, samples: &record::Speed) -> Result<Sp
         single: decode.iter().find(|d| d.sequences == 1).cloned(),
         largest: most.filter(|d| d.sequences > 1).cloned(),
         energy: energy.collect(),
-        documents: documents.into_iter().collect(),
-        turns: turns.into_iter().collect(),
+        documents: documents.collect(),
+        turns: turns.collect(),
         energy_missing: samples.energy_missing.clone(),
         memory: samples.memory,
         card: samples.card.clone(),

@@ -7,7 +7,7 @@ use super::kernels::{
 };
 use super::linear::{Kind, Linear, Parts, TILE_ROWS, Tables};
 use super::model::Model;
-use super::product::SEGMENT;
+use super::product::{LARGE_TABLE_BYTES, SEGMENT, tables_bytes};
 use crate::error::Result;
 use crate::quant::{Compute, Format};
 
@@ -28,8 +28,6 @@ const SLOT: usize = 8192;
 const SCALES: usize = 2048;
 const MOST_SLOTS: usize = 20;
 const MOST_SLOTS_4BIT: usize = 16;
-const TABLE_AT: usize = 2048;
-const TABLE_BYTES: usize = 256 * 256;
 const CHUNK: usize = 64;
 const PHASE_BYTES: usize = 256;
 
@@ -347,7 +345,7 @@ fn layout(card: &Card, kernels: &Kernels, model: &Model, tokens: usize) -> Optio
     let (tables, slot, most_slots, column) = match model.layers[0].qkv.kind {
         Kind::F16 => (128, SLOT, MOST_SLOTS, 2),
         Kind::Bit4 { .. } => (
-            TABLE_AT + TABLE_BYTES + 1024,
+            tables_bytes(LARGE_TABLE_BYTES),
             SLOT + SCALES,
             MOST_SLOTS_4BIT,
             2,

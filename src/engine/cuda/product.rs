@@ -13,6 +13,12 @@ use crate::quant::{Compute, Format};
 
 /// Columns that are summed from zero; as in `kernels/common.cuh`.
 pub(super) const SEGMENT: usize = 256;
+// Pairs of 4-bit values in shared memory, as in `kernels/common.cuh`.
+const TABLE_AT: usize = 2048;
+const TABLE_BYTES: usize = 256 * 128;
+pub(super) const LARGE_TABLE_BYTES: usize = 256 * 256;
+/// Bytes of the dynamic map, which follows the table.
+const MAP_BYTES: usize = 256 * 4;
 /// Most tokens that `few_*` serves.
 pub const FEW: usize = 64;
 /// Most tokens that `step_*` serves.
@@ -492,7 +498,7 @@ impl Products {
         let (tables, deep, stage, column) = match linear.kind {
             Kind::F16 if self.card.has_large_shared() => (0, 3, 2048, 2),
             Kind::F16 => (0, 2, 2048, 2),
-            Kind::Bit4 { .. } => (2048 + 32768 + 1024, 3, 1024 + 256, 2),
+            Kind::Bit4 { .. } => (tables_bytes(TABLE_BYTES), 3, 1024 + 256, 2),
             // FP16, its codes, and the columns of outliers.
             Kind::Int8 { .. } => (0, 2, 2048, 2 + 1 + 2),
         };
@@ -756,12 +762,21 @@ impl Plan {
     }
 }
 
+/// Shared memory up to the end of a table of so many bytes and the map.
+pub(super) const fn tables_bytes(table: usize) -> usize {
+    TABLE_AT + table + MAP_BYTES
+}
+
 /// As in kernels/wide.cu: what lies before the stages, with what alignment
 /// takes; bytes of a row of weights in a stage; bytes of an activation.
 fn wide_bytes(kind: Kind, shape: &Shape) -> (usize, usize, usize) {
-    let table = if shape.shares { 256 * 128 } else { 256 * 256 };
+    let table = if shape.shares {
+        TABLE_BYTES
+    } else {
+        LARGE_TABLE_BYTES
+    };
     match kind {
-        Kind::Bit4 { .. } => (2048 + table + 1024, 32, 2),
+        Kind::Bit4 { .. } => (tables_bytes(table), 32, 2),
         Kind::Int8 { .. } => (128, 128, 1),
         Kind::F16 => (128, 128, 2),
     }

@@ -268,7 +268,7 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
         const u16* mine = room.act() + token * columns;
         const int part = (columns + CONSUMERS - 1) / CONSUMERS, from = thread * part, end = min(columns, from + part);
         int count = 0;
-        for (int k = from; k < end; k++) count += fabsf(half_to_float(mine[k])) >= s.threshold;
+        for (int k = from; k < end; k++) count += outlier(mine[k]);
         int before = count;
         for (int d = 1; d < 32; d <<= 1) {
             int v = __shfl_up_sync(FULL, before, d);
@@ -284,7 +284,7 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
         }
         u16* outliers = room.outliers(s) + token * columns;
         for (int k = from; k < end; k++)
-            if (fabsf(half_to_float(mine[k])) >= s.threshold) outliers[at++] = (u16)k;
+            if (outlier(mine[k])) outliers[at++] = (u16)k;
         if (thread == 0) outlier_count[token] = written;
     } else if (thread == 0) {
         outlier_count[token] = 0;
