@@ -5,8 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llama_quant::engine::{Device, Opening, Segment, open};
+use llama_quant::experiment::EXPERIMENTS;
+use llama_quant::measure::bench::Benched;
 use llama_quant::measure::synth::synth;
 use llama_quant::quant::{Compute, Format};
+use llama_quant::record::Plan;
+use llama_quant::source::hub::Located;
 use llama_quant::source::origin::Weights;
 use rstest::rstest;
 use tempfile::tempdir;
@@ -48,6 +52,19 @@ fn the_files_hold_the_random_weights_of_their_seed(
     let stored = logits(out.path(), Weights::Checkpoint);
     assert_eq!(stored, random(7));
     assert_ne!(stored, random(8));
+}
+
+#[test]
+fn a_checkpoint_without_a_tokenizer_is_a_model_whose_speed_can_be_measured() {
+    let out = tempdir().expect("a folder");
+    synth(&shape("untied_mha_plain"), 7, out.path()).expect("a checkpoint");
+    assert!(!out.path().join("tokenizer.json").exists());
+    let model = Located::local(out.path().to_owned());
+    let benched = Benched::open(Device::Cpu.into(), &model, Weights::Checkpoint).expect("a model");
+    let bench = benched.bench(&EXPERIMENTS[0], &Plan::short(Device::Cpu));
+    let files = bench.expect("a measurement").head.setup.model.files;
+    let names: Vec<&String> = files.keys().collect();
+    assert_eq!(names, ["config.json", "model.safetensors"]);
 }
 
 #[test]

@@ -213,8 +213,11 @@ pub(super) fn model(located: &Located, weights: Weights) -> Result<record::Model
         Weights::Checkpoint => {
             let checkpoint = Checkpoint::open(dir)?;
             let stored = checkpoint.files().map(Path::to_path_buf);
-            [config, dir.join("tokenizer.json")]
+            // Who measures speed needs none.
+            let tokenizer = Some(dir.join("tokenizer.json")).filter(|path| path.exists());
+            [config]
                 .into_iter()
+                .chain(tokenizer)
                 .chain(stored)
                 .collect()
         }
