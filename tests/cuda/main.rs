@@ -2,6 +2,8 @@
 //! reference values. Every test here needs an NVIDIA GPU and is ignored
 //! without `--ignored`.
 
+#[path = "../common/checkpoint.rs"]
+mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../common/experiments.rs"]

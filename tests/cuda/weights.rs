@@ -3,6 +3,7 @@
 use std::fs;
 
 use half::f16;
+use llama_quant::engine::cuda::engine::CudaEngine;
 use llama_quant::engine::cuda::kernels::{Kernels, QUANTISE};
 use llama_quant::engine::cuda::linear::{Linear, Packer, Tables};
 use llama_quant::engine::llama::Llama;
@@ -12,9 +13,12 @@ use llama_quant::source::checkpoint::Checkpoint;
 use llama_quant::source::config::Config;
 use llama_quant::source::origin::Origin;
 use rstest::rstest;
+use safetensors::tensor::Dtype;
 
+use crate::checkpoint::{self, Shape, Stored};
 use crate::common::{Tensors, golden};
 use crate::gpu::{Locked, card, size};
+use crate::random::Random;
 
 const FORMATS: [Format; 7] = [
     Format::Fp16,
@@ -47,9 +51,11 @@ fn pack(
         .max()
         .expect("a matrix");
     let packer = Packer::new(card, &kernels, &tables, weights, false, largest).expect("staging");
-    packer
+    let linear = packer
         .pack(format, Compute::F16, matrices, columns, interleaved)
-        .expect("a packed weight")
+        .expect("a packed weight");
+    packer.finish().expect("numbers that FP16 holds");
+    linear
 }
 
 /// Holds the parts of a weight on the card against the host's.
@@ -294,4 +300,60 @@ fn checkpoints_packed_by_bitsandbytes_reach_the_card_as_they_are(
         format,
         &[layer.gate.clone(), layer.up.clone()],
     );
+}
+
+#[rstest]
+#[case::fp16(Format::Fp16)]
+#[case::nf4(Format::bnb4(Code4::Nf4, true))]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_number_that_fp16_cannot_hold_is_named_as_the_cpu_engine_names_it(#[case] format: Format) {
+    let card = card();
+    let shape = Shape {
+        vocab: 64,
+        hidden: 128,
+        intermediate: 192,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 64,
+    };
+    let mut stored = checkpoint::Checkpoint::random(shape, Dtype::BF16, true);
+    let name = "model.layers.1.mlp.down_proj.weight";
+    stored.tensor(name).set(5, 1e5);
+    let dir = tempfile::tempdir().expect("a folder");
+    stored.write(dir.path());
+    let config = Config::open(dir.path()).expect("a configuration");
+    let weights = Origin::Stored(Checkpoint::open(dir.path()).expect("a checkpoint"));
+    let ours = CudaEngine::new(&card, config, &weights, format, Compute::F16, (1, 64));
+    let said = ours.err().expect("a refusal").to_string();
+    assert!(said.contains(name), "{said}");
+    let wanted = Llama::load(dir.path(), format).err().expect("a refusal");
+    assert_eq!(said, wanted.to_string());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_tensor_of_many_pieces_reaches_the_card_whole() {
+    let card = card();
+    // 16 MiB a piece; the last one is not full.
+    let (rows, columns) = (size(9001, 4505), 4096);
+    let tensor = Stored::random(Dtype::F16, &[rows, columns], &mut Random::new(5));
+    let stored = checkpoint::Checkpoint {
+        config: serde_json::Value::Null,
+        tensors: [("w".to_owned(), tensor)].into(),
+    };
+    let dir = tempfile::tempdir().expect("a folder");
+    checkpoint::write(&dir.path().join("model.safetensors"), &stored.file());
+    let weights = Origin::Stored(Checkpoint::open(dir.path()).expect("a checkpoint"));
+    let linear = pack(
+        &card,
+        &weights,
+        Format::Fp16,
+        &[("w", rows)],
+        columns,
+        false,
+    );
+    let wanted = weights.f16("w", &[rows, columns]).expect("numbers");
+    let parts = linear.to_f16(&card).expect("a download");
+    assert!(parts == [wanted], "FP16 values differ");
 }

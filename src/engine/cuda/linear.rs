@@ -2,10 +2,13 @@
 //! get there. The layouts are those of `kernels/common.cuh`; the functions
 //! that undo them on the host are the reference beside the kernels.
 
+use std::cell::RefCell;
+
 use half::f16;
 
 use super::card::{Arguments, Buffer, Card, Kernel, Plain};
 use super::kernels::Kernels;
+use super::staging::Staging;
 use crate::engine::stored;
 use crate::error::{Error, Result};
 use crate::quant::bnb4::{Absmax, Bnb4, NESTED_BLOCK};
@@ -134,6 +137,8 @@ pub struct Packer<'a> {
     weights: &'a Origin,
     /// Whether the checkpoint's linears are packed already.
     packed: bool,
+    /// The way to `raw`, for a checkpoint.
+    staging: Option<RefCell<Staging>>,
     /// As stored, before conversion.
     raw: Buffer,
     /// FP16, row-major.
@@ -142,7 +147,10 @@ pub struct Packer<'a> {
     absmax: Buffer,
     /// f64, one a nested block.
     sums: Buffer,
+    /// How many numbers FP16 could not hold.
     bad: Buffer,
+    /// The tensors they may be in, with their shapes.
+    read: RefCell<Vec<(String, [usize; 2])>>,
 }
 
 impl<'a> Packer<'a> {
@@ -173,7 +181,32 @@ impl<'a> Packer<'a> {
             absmax: card.zeros("staging of absmax values", 4 * blocks)?,
             sums: card.zeros("staging of sums", 8 * blocks.div_ceil(NESTED_BLOCK))?,
             bad: card.zeros("a counter", 4)?,
+            staging: match weights {
+                Origin::Stored(_) => Some(RefCell::new(Staging::new(card)?)),
+                Origin::Random { .. } => None,
+            },
+            read: RefCell::default(),
         })
+    }
+
+    /// Waits until all is packed.
+    ///
+    /// # Errors
+    /// If the device fails, or a tensor holds a number that is not finite in FP16,
+    /// which is looked at here for all of them, so that packing need not wait.
+    pub fn finish(self) -> Result<()> {
+        self.card.wait("packing weights")?;
+        let bad: Vec<u32> = self.card.download(&self.bad, 0, 1)?;
+        let Origin::Stored(checkpoint) = self.weights else {
+            return Ok(());
+        };
+        if bad[0] > 0 {
+            // The host finds the place and says what is there.
+            for (name, shape) in self.read.borrow().iter() {
+                checkpoint.tensor(name, shape)?.to_f16()?;
+            }
+        }
+        Ok(())
     }
 
     /// Packs `matrices` of `columns` as one, in turns of 8 rows if `interleaved`.
@@ -439,7 +472,8 @@ impl<'a> Packer<'a> {
         let tensor = checkpoint.tensor(name, &[rows, columns])?;
         let (kind, element, bytes) = tensor.raw();
         let bytes = &bytes[range.start * columns * element..range.end * columns * element];
-        self.card.upload(&self.raw, 0, bytes)?;
+        let staging = self.staging.as_ref().expect("a checkpoint is staged");
+        staging.borrow_mut().upload(&self.raw, bytes)?;
         let arguments = Arguments::new()
             .with(self.raw.at(0))
             .with(kind)
@@ -447,11 +481,9 @@ impl<'a> Packer<'a> {
             .with(count as i64)
             .with(self.bad.at(0));
         self.stride("to_f16", count, arguments)?;
-        let bad: Vec<u32> = self.card.download(&self.bad, 0, 1)?;
-        if bad[0] > 0 {
-            // The host finds the place and says what is there.
-            tensor.to_f16()?;
-        }
+        self.read
+            .borrow_mut()
+            .push((name.to_owned(), [rows, columns]));
         Ok(())
     }
 

@@ -19,6 +19,7 @@ pub mod measure;
 pub mod model;
 pub mod persistent;
 pub mod product;
+mod staging;
 
 pub use card::Card;
 pub use engine::CudaEngine;

@@ -153,8 +153,7 @@ impl Model {
         let (cosines, sines) = rope.tables();
         let cosines = card.copied("rotary tables", cosines)?;
         let sines = card.copied("rotary tables", sines)?;
-        card.wait("packing weights")?;
-        drop(packer);
+        packer.finish()?;
         Ok(Self {
             config,
             format,
