@@ -176,6 +176,7 @@ impl CudaEngine {
             "rms_norm",
             "rope_cache",
             "choose",
+            "rms_norm_int8",
             "quantise_tokens",
         ];
         for name in attention.iter().map(String::as_str).chain(others) {
@@ -251,13 +252,16 @@ impl CudaEngine {
         what: What,
         out: Output,
     ) -> Result<()> {
+        let (x, eps) = (self.work.x.at(0), self.model.config.rms_norm_eps);
+        let weight = norm.at(0);
         if self.products.steps(linear, rows) {
-            let input = Input::Residual {
-                x: self.work.x.at(0),
-                norm: norm.at(0),
-                eps: self.model.config.rms_norm_eps,
-            };
+            let norm = weight;
+            let input = Input::Residual { x, norm, eps };
             return self.products.step(linear, input, rows, what, out);
+        }
+        if self.products.norms(linear) {
+            let input = (x, weight, eps);
+            return self.products.run_normed(linear, input, rows, what, out);
         }
         self.norm(None, rows, norm, bf16)?;
         self.products

@@ -99,6 +99,20 @@ struct Scales8 {
     outliers: u64,
 }
 
+/// Where a token's quantised activations go; mirrors the kernels' `Int8Token`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Int8Token {
+    threshold: f32,
+    unused: u32,
+    to: u64,
+    absmax: u64,
+    outlier_count: u64,
+    outliers: u64,
+}
+
+// SAFETY: numbers without gaps, as the kernels declare them.
+unsafe impl Plain for Int8Token {}
 // SAFETY: integers without gaps, as the kernels declare them.
 unsafe impl Plain for Output {}
 // SAFETY: as above.
@@ -276,6 +290,45 @@ impl Products {
             return self.step(linear, Input::Activations(x), tokens, what, out);
         }
         let (x, scales) = self.prepared(linear, x, tokens)?;
+        self.run_prepared(linear, x, tokens, what, scales, out)
+    }
+
+    /// Whether [`Products::run_normed`] serves this weight.
+    pub fn norms(&self, linear: &Linear) -> bool {
+        self.int8_of(linear).is_some()
+    }
+
+    /// As [`Products::run`], of the residual stream `[tokens][columns]` f32 at `x`
+    /// through its norm, in one kernel with the quantisation; for INT8.
+    pub fn run_normed(
+        &self,
+        linear: &Linear,
+        (x, norm, eps): (u64, u64, f32),
+        tokens: usize,
+        what: What,
+        out: Output,
+    ) -> Result<()> {
+        let (to, scales, token) = self.int8_of(linear).expect("an INT8 weight");
+        let arguments = Arguments::new()
+            .with(x)
+            .with(norm)
+            .with(eps)
+            .with(linear.columns as i32)
+            .with(token);
+        self.kernels
+            .launch("rms_norm_int8", (tokens, 1, 1), 256, 0, arguments)?;
+        self.run_prepared(linear, to, tokens, what, scales, out)
+    }
+
+    fn run_prepared(
+        &self,
+        linear: &Linear,
+        x: u64,
+        tokens: usize,
+        what: What,
+        scales: Scales8,
+        out: Output,
+    ) -> Result<()> {
         match self.path {
             Path::Hopper => {
                 let plan = self.plan(linear, tokens, what);
@@ -302,28 +355,41 @@ impl Products {
 
     /// The activations as the product takes them.
     fn prepared(&self, linear: &Linear, x: u64, tokens: usize) -> Result<(u64, Scales8)> {
-        let mut x = x;
-        let mut scales = Scales8::default();
-        if let (Kind::Int8 { threshold }, Some(int8)) = (linear.kind, &self.int8) {
-            scales = Scales8 {
-                row_absmax: linear.row_absmax.as_ref().map_or(0, |b| b.at(0)),
-                token_absmax: int8.absmax.at(0),
-                outlier_count: int8.count.at(0),
-                outliers: int8.outliers.at(0),
-            };
-            let arguments = Arguments::new()
-                .with(x)
-                .with(linear.columns as i32)
-                .with(threshold)
-                .with(int8.x.at(0))
-                .with(scales.token_absmax)
-                .with(scales.outlier_count)
-                .with(scales.outliers);
-            self.kernels
-                .launch("quantise_tokens", (tokens, 1, 1), 256, 0, arguments)?;
-            x = int8.x.at(0);
-        }
-        Ok((x, scales))
+        let Some((to, scales, token)) = self.int8_of(linear) else {
+            return Ok((x, Scales8::default()));
+        };
+        let arguments = Arguments::new()
+            .with(x)
+            .with(linear.columns as i32)
+            .with(token);
+        // 8 columns a thread.
+        let threads = (linear.columns / 8).next_multiple_of(32).clamp(32, 1024);
+        self.kernels
+            .launch("quantise_tokens", (tokens, 1, 1), threads, 0, arguments)?;
+        Ok((to, scales))
+    }
+
+    /// INT8: where the quantised activations are, and what belongs to them, as
+    /// products read it and as it is written.
+    fn int8_of(&self, linear: &Linear) -> Option<(u64, Scales8, Int8Token)> {
+        let (Kind::Int8 { threshold }, Some(int8)) = (linear.kind, &self.int8) else {
+            return None;
+        };
+        let scales = Scales8 {
+            row_absmax: linear.row_absmax.as_ref().map_or(0, |b| b.at(0)),
+            token_absmax: int8.absmax.at(0),
+            outlier_count: int8.count.at(0),
+            outliers: int8.outliers.at(0),
+        };
+        let token = Int8Token {
+            threshold,
+            unused: 0,
+            to: int8.x.at(0),
+            absmax: scales.token_absmax,
+            outlier_count: scales.outlier_count,
+            outliers: scales.outliers,
+        };
+        Some((int8.x.at(0), scales, token))
     }
 
     /// All ways in which `wide_*` can run a product on this card, by the shape of

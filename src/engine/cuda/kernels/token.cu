@@ -24,38 +24,150 @@ DEV float block_sum(float v, float* shared) {
     return sum;
 }
 
+// A token's RMSNorm as a block of 256 threads computes it, columns threadIdx.x,
+// threadIdx.x + 256 and so on. The first HELD of a thread stay in registers.
+struct Norm {
+    enum { HELD = 8 };
+    const float *from, *weight;
+    float x[HELD], w[HELD], scale;
+
+    // No kernel writes weights, so they may be on their way before pdl_wait.
+    __device__ __forceinline__ void ask(const float* of, int hidden) {
+        weight = of;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            const int k = threadIdx.x + i * 256;
+            w[i] = k < hidden ? weight[k] : 0.0f;
+        }
+    }
+    // All threads call it. A column that is not there adds a zero, which changes no sum.
+    __device__ __forceinline__ void measure(const float* stream, float eps, int hidden, float* shared) {
+        from = stream;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            const int k = threadIdx.x + i * 256;
+            x[i] = k < hidden ? from[k] : 0.0f;
+        }
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) sum = __fmaf_rn(x[i], x[i], sum);
+        for (int k = threadIdx.x + HELD * 256; k < hidden; k += 256) sum = __fmaf_rn(from[k], from[k], sum);
+        sum = block_sum(sum, shared);
+        scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)hidden), eps)));
+    }
+    // Each of the thread's columns with its number, by rising column.
+    template <class F> __device__ __forceinline__ void each(int hidden, F then) const {
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            const int k = threadIdx.x + i * 256;
+            if (k < hidden) then(k, __fmul_rn(__fmul_rn(x[i], scale), w[i]));
+        }
+        for (int k = threadIdx.x + HELD * 256; k < hidden; k += 256) then(k, __fmul_rn(__fmul_rn(from[k], scale), weight[k]));
+    }
+};
+
 // RMSNorm of token rows[block] (or block itself) of x [tokens][hidden] f32 to
 // 16-bit activations; clears best[block].
 extern "C" __global__ void __launch_bounds__(256)
     rms_norm(const float* x, const int* rows, const float* weight, float eps, int hidden, u16* to, int bf16, u64* best) {
     __shared__ float shared[8];
     pdl_launch();
+    Norm norm;
+    norm.ask(weight, hidden);
     pdl_wait();
-    int token = blockIdx.x;
-    const float* from = x + (i64)(rows ? rows[token] : token) * hidden;
-    float sum = 0.0f;
-    for (int k = threadIdx.x; k < hidden; k += 256) sum = __fmaf_rn(from[k], from[k], sum);
-    sum = block_sum(sum, shared);
-    float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)hidden), eps)));
-    for (int k = threadIdx.x; k < hidden; k += 256) {
-        float v = __fmul_rn(__fmul_rn(from[k], scale), weight[k]);
-        to[at16(token, k, hidden)] = bf16 ? pack1<true>(v) : pack1<false>(v);
-    }
+    const int token = blockIdx.x;
+    norm.measure(x + (i64)(rows ? rows[token] : token) * hidden, eps, hidden, shared);
+    norm.each(hidden, [&](int k, float v) { to[at16(token, k, hidden)] = bf16 ? pack1<true>(v) : pack1<false>(v); });
     if (threadIdx.x == 0) best[token] = 0;
 }
 
-// LLM.int8: one token's FP16 activations to int8, its outliers by rising
-// column set aside. 256 threads; a thread holds 8 columns at a time.
+// --- LLM.int8: a token's FP16 numbers to int8, its outliers by rising column
+// set aside.
+struct Int8Token {
+    float threshold;
+    u8* to; // codes of all tokens
+    float* absmax;
+    int* outlier_count;
+    u32* outliers; // [tokens][columns]
+};
+DEV bool is_outlier(float a, float threshold) { return threshold > 0.0f && fabsf(a) >= threshold; }
+DEV float largest_below(float largest, float a, float threshold) {
+    return is_outlier(a, threshold) ? largest : fmaxf(largest, fabsf(a));
+}
+// The largest of the whole block, for all threads. shared: one number a warp.
+DEV float block_largest(float largest, float* shared) {
+    for (int d = 16; d; d >>= 1) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, d));
+    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = largest;
+    __syncthreads();
+    for (int i = 0; i < (int)blockDim.x >> 5; i++) largest = fmaxf(largest, shared[i]);
+    return largest;
+}
+DEV float int8_scale(float largest) { return largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f; }
+DEV u8 int8_code(float a, float scale, float threshold) {
+    return is_outlier(a, threshold) ? 0 : (u8)(signed char)__float2int_rn(__fmul_rn(a, scale));
+}
+// Where a thread's `mine` entries begin if those of all threads follow each other
+// behind the `written` that are there, which become more. All threads call it.
+DEV int place_of_entries(int mine, int& written, int* shared) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    int before = mine; // inclusive sum over the warp
+    for (int d = 1; d < 32; d <<= 1) {
+        int v = __shfl_up_sync(FULL, before, d);
+        if (lane >= d) before += v;
+    }
+    if (lane == 31) shared[warp] = before;
+    __syncthreads();
+    int at = written + before - mine;
+    for (int i = 0; i < (int)blockDim.x >> 5; i++) {
+        if (i < warp) at += shared[i];
+        written += shared[i];
+    }
+    __syncthreads();
+    return at;
+}
+
+// RMSNorm of token `block` and its quantisation.
 extern "C" __global__ void __launch_bounds__(256)
-    quantise_tokens(const u16* x, int columns, float threshold, u8* to, float* token_absmax, int* outlier_count, u32* outliers) {
+    rms_norm_int8(const float* x, const float* weight, float eps, int hidden, Int8Token out) {
+    __shared__ float shared[8];
     __shared__ float largest_of[8];
-    __shared__ int count_of[8];
+    pdl_launch();
+    Norm norm;
+    norm.ask(weight, hidden);
+    pdl_wait();
+    const int token = blockIdx.x;
+    norm.measure(x + (i64)token * hidden, eps, hidden, shared);
+    float largest = 0.0f;
+    int mine = 0;
+    norm.each(hidden, [&](int, float v) {
+        const float a = half_rounded(v);
+        largest = largest_below(largest, a, out.threshold);
+        mine |= is_outlier(a, out.threshold);
+    });
+    largest = block_largest(largest, largest_of);
+    const float scale = int8_scale(largest);
+    norm.each(hidden, [&](int k, float v) { out.to[at8(token, k, hidden)] = int8_code(half_rounded(v), scale, out.threshold); });
+    int written = 0;
+    if (__syncthreads_or(mine)) {
+        // 256 columns at a time; a hidden size has whole warps, but not always whole blocks.
+        for (int base = 0; base < hidden; base += 256) {
+            const int k = base + threadIdx.x;
+            const u16 h = k < hidden ? float_to_half(__fmul_rn(__fmul_rn(norm.from[k], norm.scale), norm.weight[k])) : 0;
+            const bool is = k < hidden && is_outlier(half_to_float(h), out.threshold);
+            const int at = place_of_entries(is, written, (int*)shared);
+            if (is) out.outliers[(i64)token * hidden + at] = (u32)k << 16 | h;
+        }
+    }
+    if (threadIdx.x == 0) out.absmax[token] = largest, out.outlier_count[token] = written;
+}
+
+// FP16 activations of token `block`; a thread holds 8 columns at a time.
+extern "C" __global__ void __launch_bounds__(1024) quantise_tokens(const u16* x, int columns, Int8Token out) {
+    __shared__ float largest_of[32];
+    __shared__ int count_of[32];
     pdl_launch();
     pdl_wait();
-    int token = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    // The first 8,192 columns stay in registers, all loads on their way at once.
-    constexpr int HELD = 4;
-    uint4 held[HELD];
+    const int token = blockIdx.x, step = blockDim.x * 8;
     auto load = [&](int base) {
         const int k = base + threadIdx.x * 8;
         return k < columns ? *(const uint4*)(x + at16(token, k, columns)) : make_uint4(0, 0, 0, 0);
@@ -64,24 +176,16 @@ extern "C" __global__ void __launch_bounds__(256)
         const u32 word = i < 2 ? v.x : i < 4 ? v.y : i < 6 ? v.z : v.w;
         return (u16)(i & 1 ? word >> 16 : word);
     };
-#pragma unroll
-    for (int n = 0; n < HELD; n++) held[n] = load(n * 2048);
+    const uint4 first = load(0); // what most rows are in whole stays in registers
     float largest = 0.0f;
     auto measure = [&](const uint4& v) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            float a = fabsf(half_to_float(number(v, i)));
-            if (threshold == 0.0f || a < threshold) largest = fmaxf(largest, a);
-        }
+        for (int i = 0; i < 8; i++) largest = largest_below(largest, half_to_float(number(v, i)), out.threshold);
     };
-#pragma unroll
-    for (int n = 0; n < HELD; n++) measure(held[n]);
-    for (int base = HELD * 2048; base < columns; base += 2048) measure(load(base));
-    for (int d = 16; d; d >>= 1) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, d));
-    if (lane == 0) largest_of[warp] = largest;
-    __syncthreads();
-    for (int i = 0; i < 8; i++) largest = fmaxf(largest, largest_of[i]);
-    float scale = largest > 0.0f ? __fdiv_rn(127.0f, largest) : 0.0f;
+    measure(first);
+    for (int base = step; base < columns; base += step) measure(load(base));
+    largest = block_largest(largest, largest_of);
+    const float scale = int8_scale(largest);
     int written = 0; // by the whole block
     auto put = [&](int base, const uint4& v) {
         const int k = base + threadIdx.x * 8;
@@ -89,37 +193,20 @@ extern "C" __global__ void __launch_bounds__(256)
         u64 codes = 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            float a = half_to_float(number(v, i));
-            bool outlier = threshold > 0.0f && fabsf(a) >= threshold;
-            int code = outlier ? 0 : __float2int_rn(__fmul_rn(a, scale));
-            codes |= (u64)(u8)(signed char)code << (8 * i);
-            mask |= outlier ? 1u << i : 0u;
+            const float a = half_to_float(number(v, i));
+            codes |= (u64)int8_code(a, scale, out.threshold) << (8 * i);
+            mask |= is_outlier(a, out.threshold) ? 1u << i : 0u;
         }
-        if (k < columns) *(u64*)(to + at8(token, k, columns)) = codes;
-        const int mine = __popc(mask);
-        if (!__syncthreads_or(mine)) return;
-        int before = mine; // inclusive sum over the warp
-        for (int d = 1; d < 32; d <<= 1) {
-            int v = __shfl_up_sync(FULL, before, d);
-            if (lane >= d) before += v;
-        }
-        if (lane == 31) count_of[warp] = before;
-        __syncthreads();
-        int at = written + before - mine;
-        for (int i = 0; i < 8; i++) {
-            if (i < warp) at += count_of[i];
-            written += count_of[i];
-        }
+        if (k < columns) *(u64*)(out.to + at8(token, k, columns)) = codes;
+        if (!__syncthreads_or(mask != 0)) return;
+        int at = place_of_entries(__popc(mask), written, count_of);
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            if (mask >> i & 1) outliers[(i64)token * columns + at++] = (u32)(k + i) << 16 | number(v, i);
-        __syncthreads();
+            if (mask >> i & 1) out.outliers[(i64)token * columns + at++] = (u32)(k + i) << 16 | number(v, i);
     };
-#pragma unroll
-    for (int n = 0; n < HELD; n++)
-        if (n * 2048 < columns) put(n * 2048, held[n]);
-    for (int base = HELD * 2048; base < columns; base += 2048) put(base, load(base));
-    if (threadIdx.x == 0) token_absmax[token] = largest, outlier_count[token] = written;
+    put(0, first);
+    for (int base = step; base < columns; base += step) put(base, load(base));
+    if (threadIdx.x == 0) out.absmax[token] = largest, out.outlier_count[token] = written;
 }
 
 // Rotates queries and keys of qkv [token][(heads + 2 kv_heads) * head_dim] f32
