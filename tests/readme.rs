@@ -94,7 +94,7 @@ fn the_readme_shows_the_committed_speeds_beside_their_peers() {
 }
 
 #[test]
-fn what_is_said_of_turns_long_caches_and_two_cards_is_in_the_records() {
+fn what_is_said_of_turns_long_caches_loading_and_two_cards_is_in_the_records() {
     let readme = read("README.md");
     let shape = benches(SHAPE);
     let long = benches("2026-11-25-h200-cached-8192");
@@ -109,7 +109,14 @@ fn what_is_said_of_turns_long_caches_and_two_cards_is_in_the_records() {
         let bench = &cards.iter().find(of).expect("a bench").1;
         bench.speed.documents.as_ref().expect("documents").seconds
     });
+    let loaded = benches("2026-11-25-h200-checkpoint");
+    let load = |name: &str| bench(&loaded, name).load_seconds;
     for said in [
+        format!(
+            "packed, in {:.2} s in FP16 and {:.2} s in NF4",
+            load("fp16_baseline"),
+            load("bnb_4bit_nf4")
+        ),
         format!("take {:.1} s in FP16 and {:.1} s in NF4", fp16.0, nf4.0),
         format!("takes {:.2} ms in FP16, {:.2} in NF4", fp16.1, nf4.1),
         format!("took {two:.2} s in FP16 where one took {one:.2}"),
