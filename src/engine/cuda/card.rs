@@ -317,7 +317,7 @@ impl Card {
     }
 
     /// Copies `values` to byte `offset` of `to`; the host may reuse them when
-    /// this returns, unless they are page-locked.
+    /// this returns; page-locked ones only when the stream has come to it.
     pub fn upload<T: Plain>(&self, to: &Buffer, offset: usize, values: &[T]) -> Result<()> {
         assert!(offset + size_of_val(values) <= to.bytes, "an upload fits");
         self.bind()?;
@@ -326,18 +326,6 @@ impl Card {
             result::memcpy_htod_async(to.address + offset as u64, values, self.stream.cu_stream())
         }
         .map_err(self.failed("copying to the device"))
-    }
-
-    /// Copies the first `count` values of `values` to byte `offset` of `to`, in the
-    /// order of the stream; the host may not change them before that is done.
-    pub(super) fn upload_pinned<T: Plain>(
-        &self,
-        to: &Buffer,
-        offset: usize,
-        values: &Pinned<T>,
-        count: usize,
-    ) -> Result<()> {
-        self.upload(to, offset, &values.values()[..count])
     }
 
     /// Copies `count` values from byte `offset` of `from`, after all work so far.

@@ -8,7 +8,7 @@ use super::kernels::{ATTENTION, Kernels, QUANTISE, TOKEN};
 use super::linear::Linear;
 use super::model::{Layer, Model, check as check_shape};
 use super::persistent::{self, Persistent, Rows, Timeline};
-use super::product::{Input, Output, Path, Products, Room, What, programs};
+use super::product::{Input, Output, Path, Products, Residual, Room, What, programs};
 use crate::engine::decoder::{Decoder, Segment, check, count, step_segments};
 use crate::error::{Error, Result};
 use crate::quant::{Compute, Format};
@@ -252,16 +252,17 @@ impl CudaEngine {
         what: What,
         out: Output,
     ) -> Result<()> {
-        let (x, eps) = (self.work.x.at(0), self.model.config.rms_norm_eps);
-        let weight = norm.at(0);
+        let residual = Residual {
+            x: self.work.x.at(0),
+            norm: norm.at(0),
+            eps: self.model.config.rms_norm_eps,
+        };
         if self.products.steps(linear, rows) {
-            let norm = weight;
-            let input = Input::Residual { x, norm, eps };
+            let input = Input::Residual(residual);
             return self.products.step(linear, input, rows, what, out);
         }
         if self.products.norms(linear) {
-            let input = (x, weight, eps);
-            return self.products.run_normed(linear, input, rows, what, out);
+            return self.products.run_normed(linear, residual, rows, what, out);
         }
         self.norm(None, rows, norm, bf16)?;
         self.products

@@ -196,10 +196,10 @@ impl<'a> Packer<'a> {
     /// which is looked at here for all of them, so that packing need not wait.
     pub fn finish(self) -> Result<()> {
         self.card.wait("packing weights")?;
-        let bad: Vec<u32> = self.card.download(&self.bad, 0, 1)?;
         let Origin::Stored(checkpoint) = self.weights else {
             return Ok(());
         };
+        let bad: Vec<u32> = self.card.download(&self.bad, 0, 1)?;
         if bad[0] > 0 {
             // The host finds the place and says what is there.
             for (name, shape) in self.read.borrow().iter() {

@@ -58,9 +58,16 @@ impl What {
 pub enum Input {
     /// 16-bit, see [`activation_at`].
     Activations(u64),
-    /// The residual stream, `[tokens][columns]` f32, and the RMSNorm before the
-    /// product.
-    Residual { x: u64, norm: u64, eps: f32 },
+    Residual(Residual),
+}
+
+/// The residual stream, `[tokens][columns]` f32, and the RMSNorm before a product,
+/// by address.
+#[derive(Debug, Clone, Copy)]
+pub struct Residual {
+    pub x: u64,
+    pub norm: u64,
+    pub eps: f32,
 }
 
 /// Mirrors the kernels' `Source`.
@@ -298,26 +305,26 @@ impl Products {
         self.int8_of(linear).is_some()
     }
 
-    /// As [`Products::run`], of the residual stream `[tokens][columns]` f32 at `x`
-    /// through its norm, in one kernel with the quantisation; for INT8.
+    /// As [`Products::run`], of the residual stream through its norm, in one kernel
+    /// with the quantisation; for INT8.
     pub fn run_normed(
         &self,
         linear: &Linear,
-        (x, norm, eps): (u64, u64, f32),
+        residual: Residual,
         tokens: usize,
         what: What,
         out: Output,
     ) -> Result<()> {
-        let (to, scales, token) = self.int8_of(linear).expect("an INT8 weight");
+        let (scales, token) = self.int8_of(linear).expect("an INT8 weight");
         let arguments = Arguments::new()
-            .with(x)
-            .with(norm)
-            .with(eps)
+            .with(residual.x)
+            .with(residual.norm)
+            .with(residual.eps)
             .with(linear.columns as i32)
             .with(token);
         self.kernels
             .launch("rms_norm_int8", (tokens, 1, 1), 256, 0, arguments)?;
-        self.run_prepared(linear, to, tokens, what, scales, out)
+        self.run_prepared(linear, token.to, tokens, what, scales, out)
     }
 
     fn run_prepared(
@@ -355,7 +362,7 @@ impl Products {
 
     /// The activations as the product takes them.
     fn prepared(&self, linear: &Linear, x: u64, tokens: usize) -> Result<(u64, Scales8)> {
-        let Some((to, scales, token)) = self.int8_of(linear) else {
+        let Some((scales, token)) = self.int8_of(linear) else {
             return Ok((x, Scales8::default()));
         };
         let arguments = Arguments::new()
@@ -366,12 +373,12 @@ impl Products {
         let threads = (linear.columns / 8).next_multiple_of(32).clamp(32, 1024);
         self.kernels
             .launch("quantise_tokens", (tokens, 1, 1), threads, 0, arguments)?;
-        Ok((to, scales))
+        Ok((token.to, scales))
     }
 
-    /// INT8: where the quantised activations are, and what belongs to them, as
-    /// products read it and as it is written.
-    fn int8_of(&self, linear: &Linear) -> Option<(u64, Scales8, Int8Token)> {
+    /// INT8: what belongs to quantised activations, as products read it, and where
+    /// they and it are written.
+    fn int8_of(&self, linear: &Linear) -> Option<(Scales8, Int8Token)> {
         let (Kind::Int8 { threshold }, Some(int8)) = (linear.kind, &self.int8) else {
             return None;
         };
@@ -389,7 +396,7 @@ impl Products {
             outlier_count: scales.outlier_count,
             outliers: scales.outliers,
         };
-        Some((int8.x.at(0), scales, token))
+        Some((scales, token))
     }
 
     /// All ways in which `wide_*` can run a product on this card, by the shape of
@@ -613,7 +620,7 @@ impl Products {
         };
         match input {
             Input::Activations(act) => source.act = act,
-            Input::Residual { x, norm, eps } => {
+            Input::Residual(Residual { x, norm, eps }) => {
                 source = Source {
                     x,
                     norm,
@@ -641,7 +648,7 @@ impl Products {
             });
         let normed = match input {
             Input::Activations(_) => "",
-            Input::Residual { .. } => "normed_",
+            Input::Residual(_) => "normed_",
         };
         let name = format!("step_{}_{normed}{}", few_name(linear.kind), what.name());
         let shared = self.step_shared(linear, tokens);

@@ -52,8 +52,7 @@ impl Staging {
                 .par_chunks_mut(PART)
                 .zip(from.par_chunks(PART))
                 .for_each(|(to, from)| to.copy_from_slice(from));
-            self.card
-                .upload_pinned(to, i * PIECE, &piece.memory, from.len())?;
+            self.card.upload(to, i * PIECE, memory)?;
             piece.taken.record(&self.card)?;
         }
         Ok(())
