@@ -37,7 +37,7 @@ pub fn llama_3_2_1b(layers: usize) -> Config {
     let mut config = Config::open(&dir).expect("a configuration");
     config.layers = size(config.layers, layers);
     // Still more blocks of rows than there are multiprocessors.
-    config.vocab = size(config.vocab, 32_000);
+    config.vocab = size(config.vocab, 17_000);
     config
 }
 

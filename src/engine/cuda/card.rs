@@ -10,7 +10,7 @@ use cudarc::driver::sys::{
 };
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError, result};
 
-use super::launched::{Launched, Names, blamed, blocking, loses_device};
+use super::launched::{BLOCKING, Launched, Names, blamed, is_set, loses_device};
 use crate::error::{Error, Result};
 use crate::quant::size::MIB;
 
@@ -224,7 +224,7 @@ impl Card {
             cuda: format!("{}.{}", version / 1000, version % 1000 / 10),
             allocated: Arc::default(),
             launched: Arc::default(),
-            blocking: blocking(),
+            blocking: is_set(BLOCKING),
             context,
             stream,
             ordinal,

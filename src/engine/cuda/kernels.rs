@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::card::{Arguments, Card, HOPPER, Kernel, cache_folder};
+use super::launched::is_set;
 use crate::error::{Error, Result};
 use crate::record::replace;
 use crate::source::hex;
@@ -120,6 +121,9 @@ pub const PROGRAMS: [Program; 22] = [
     PERSISTENT_4BIT_BF16,
     PERSISTENT_INT8,
 ];
+
+/// With a value other than 0 kernels are compiled for compute-sanitizer's racecheck.
+const SANITIZED: &str = "LLAMA_QUANT_SANITIZED";
 
 /// Marks a cached file of this layout: the mark, SHA-256 of the code, the code.
 const MARK: &[u8; 8] = b"lqcubin1";
@@ -239,6 +243,9 @@ impl Program {
             "--std=c++17".to_owned(),
             "--fmad=false".to_owned(),
         ];
+        if is_set(SANITIZED) {
+            options.push("--define-macro=SANITIZED".to_owned());
+        }
         options.extend(self.define.map(|define| format!("--define-macro={define}")));
         options
     }

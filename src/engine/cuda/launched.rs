@@ -11,9 +11,9 @@ use cudarc::driver::sys::CUresult;
 /// captured, so that an error names one kernel.
 pub(super) const BLOCKING: &str = "LLAMA_QUANT_LAUNCH_BLOCKING";
 
-/// Whether [`BLOCKING`] asks for launches that are waited for.
-pub(super) fn blocking() -> bool {
-    std::env::var_os(BLOCKING).is_some_and(|value| !value.is_empty() && value != "0")
+/// Whether the environment has a value other than 0 under `name`.
+pub(super) fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0")
 }
 
 /// Names of kernels, each once.

@@ -300,6 +300,13 @@ DEV void bring(const Step& s, const u64* mail, u32 tag, const float* weight, con
 // since the writer goes in order. That takes (ROUNDS - 1) * slots >= 2 * WARPS.
 // The same holds for those who write some of the slots and wait for their readers.
 #define ROUNDS 3
+// Lanes that arrive at a barrier for their warp, whose lanes have met before.
+// racecheck takes note of what arriving lanes did alone, so under it all arrive.
+#ifdef SANITIZED
+#define ARRIVING 32
+#else
+#define ARRIVING 1
+#endif
 struct Turn {
     int slot, round, parity; // the round's barrier, and how often it was used
     // What the slot holds is there; it has been read.
@@ -345,7 +352,7 @@ DEV void fill(const Phase& phase, int rows, int columns, u32 ring, int stride, u
                 const int bytes = min(UNITS, segments - j * UNITS) * BYTES;
                 barrier_expect(at.full(barriers), bytes);
                 copy_bulk(ring + at.slot * stride, from, bytes, at.full(barriers));
-                if (TOGETHER && K != BIT4_WEIGHT) barrier_arrive(at.full(barriers), 1);
+                if (TOGETHER && K != BIT4_WEIGHT) barrier_arrive(at.full(barriers), ARRIVING);
             }
             at.advance(1, slots);
         }
@@ -556,7 +563,7 @@ DEV u64 products(const Step& s, int number, int which, u32 tag, const Here& here
                 if (2 * t + (i & 1) < tokens) to[(2 * t + (i & 1)) * PAD + 8 * (i >> 1)] = __uint_as_float(v[i]);
         };
         auto release = [&](const Turn& turn) {
-            if (lane == 0) barrier_arrive(turn.empty(barriers), 4 / UNITS);
+            if (lane < ARRIVING) barrier_arrive(turn.empty(barriers), 4 / UNITS);
         };
 #pragma unroll 1
         while (tile < end) {
@@ -827,7 +834,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
         attention_scale = s.scale;
         for (int i = 0; i < 2 * ROUNDS * MOST_SLOTS; i++)
             // Weights come from one warp, decoded absmax values from another.
-            barrier_init(barriers + 8 * i, i % (2 * ROUNDS) >= ROUNDS ? 4 : KIND == BIT4_WEIGHT ? 2 : 1);
+            barrier_init(barriers + 8 * i, i % (2 * ROUNDS) >= ROUNDS ? 4 * ARRIVING : KIND == BIT4_WEIGHT ? 1 + ARRIVING : 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async;" ::: "memory");
     }
@@ -877,7 +884,7 @@ template <int KIND, bool BF, int HD> DEV void walk(const Step& s) {
             turn.wait_empty(barriers);
             store_decoded<BF>(now, ring + turn.slot * STRIDE + SLOT, map_at, s.plain, inverse);
             __syncwarp();
-            if (lane == 0) barrier_arrive(turn.full(barriers), 1);
+            if (lane < ARRIVING) barrier_arrive(turn.full(barriers), 1);
             turn.advance(DECODERS, s.ring_slots);
         }
         return;

@@ -70,10 +70,22 @@ struct Tokens8 {
 #define HELD 8 // columns of a thread that stay in registers
 // Of the norm, as many as there are registers for.
 template <int KIND> struct Norm { enum { COUNT = KIND == F16_WEIGHT ? 8 : KIND == BIT4_WEIGHT ? 4 : 5 }; };
+// How many tokens the halves bring. racecheck takes threads that were at fewer
+// barriers to be behind, so under it a half without a token meets there too.
+#ifdef SANITIZED
+#define BROUGHT(tokens) ((tokens) + 1 & ~1)
+#else
+#define BROUGHT(tokens) (tokens)
+#endif
 template <int KIND, bool BF, bool NORMED>
 DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int token, int tokens, int columns, u16* act, u8* codes,
                const Tokens8& int8, float* scratch, int thread, int id) {
     const int warp = thread >> 5, lane = thread & 31;
+#ifdef SANITIZED
+    const int end = token < tokens ? columns : 0;
+#else
+    const int end = columns;
+#endif
     auto put = [&](int k, u16 bits) {
         if (KIND == INT8_WEIGHT) act[token * columns + k] = bits;
         else act[fragment16(token, k, tokens)] = bits;
@@ -85,12 +97,12 @@ DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int t
         float held[HELD], sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < HELD; i++)
-            if (thread + i * 256 < columns) held[i] = load_fresh(x + thread + i * 256);
+            if (thread + i * 256 < end) held[i] = load_fresh(x + thread + i * 256);
 #pragma unroll
         for (int i = 0; i < HELD; i++)
-            if (thread + i * 256 < columns) sum = __fmaf_rn(held[i], held[i], sum);
+            if (thread + i * 256 < end) sum = __fmaf_rn(held[i], held[i], sum);
 #pragma unroll 1
-        for (int k = thread + HELD * 256; k < columns; k += 256) {
+        for (int k = thread + HELD * 256; k < end; k += 256) {
             float v = load_fresh(x + k);
             sum = __fmaf_rn(v, v, sum);
         }
@@ -106,19 +118,19 @@ DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int t
         };
 #pragma unroll
         for (int i = 0; i < HELD; i++)
-            if (thread + i * 256 < columns) normed(thread + i * 256, held[i], i < Norm<KIND>::COUNT ? norm[i] : from.norm[thread + i * 256]);
+            if (thread + i * 256 < end) normed(thread + i * 256, held[i], i < Norm<KIND>::COUNT ? norm[i] : from.norm[thread + i * 256]);
 #pragma unroll 1
-        for (int k = thread + HELD * 256; k < columns; k += 256) normed(k, load_fresh(x + k), from.norm[k]);
+        for (int k = thread + HELD * 256; k < end; k += 256) normed(k, load_fresh(x + k), from.norm[k]);
     } else {
-        for (int base = thread * 8; base < columns; base += 2 * 2048) {
+        for (int base = thread * 8; base < end; base += 2 * 2048) {
             uint4 v[2];
 #pragma unroll
             for (int n = 0; n < 2; n++)
-                if (base + n * 2048 < columns) v[n] = load_fresh16((const uint4*)(from.act + at16(token, base + n * 2048, columns)));
+                if (base + n * 2048 < end) v[n] = load_fresh16((const uint4*)(from.act + at16(token, base + n * 2048, columns)));
 #pragma unroll
             for (int n = 0; n < 2; n++) {
                 const int k = base + n * 2048;
-                if (k >= columns) break;
+                if (k >= end) break;
                 const u32 word[4] = {v[n].x, v[n].y, v[n].z, v[n].w};
                 if (KIND == INT8_WEIGHT) *(uint4*)(act + token * columns + k) = v[n];
                 else
@@ -130,7 +142,7 @@ DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int t
     barrier(id, 256);
     const u16* mine = act + token * columns;
     float largest = 0.0f;
-    for (int k = thread; k < columns; k += 256) {
+    for (int k = thread; k < end; k += 256) {
         float a = fabsf(half_to_float(mine[k]));
         if (from.threshold == 0.0f || a < from.threshold) largest = fmaxf(largest, a);
     }
@@ -144,7 +156,7 @@ DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int t
     for (int base = 0; base < columns; base += 1024) {
         int k = base + thread * 4;
         u32 word = 0, mask = 0;
-        if (k < columns) {
+        if (k < end) {
             for (int i = 0; i < 4; i++) {
                 float a = half_to_float(mine[k + i]);
                 bool outlier = from.threshold > 0.0f && fabsf(a) >= from.threshold;
@@ -172,7 +184,7 @@ DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int t
         for (int i = 0; i < 4; i++)
             if (mask >> i & 1) outliers[at++] = (u16)(k + i);
     }
-    if (thread == 0) int8.absmax[token] = largest, int8.count[token] = written;
+    if (thread == 0 && end) int8.absmax[token] = largest, int8.count[token] = written;
 }
 
 // group: warps that share a tile, a power of two.
@@ -283,7 +295,7 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
     for (int i = 0; i < Norm<KIND>::COUNT; i++) norm[i] = NORMED && thread + i * 256 < columns ? from.norm[thread + i * 256] : 0.0f;
 
     pdl_wait();
-    for (int token = warp >> 3; token < tokens; token += 2)
+    for (int token = warp >> 3; token < BROUGHT(tokens); token += 2)
         bring<KIND, BF, NORMED>(from, norm, token, tokens, columns, act, codes, int8, scratch[warp >> 3], thread, 14 + (warp >> 3));
     __syncthreads();
 
