@@ -92,15 +92,18 @@ fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
-/// Every shape of a block with every share of the columns; where a tool slows
-/// kernels down, each shape once and, if the columns allow it, each share.
+/// Every shape of a block with every share of the columns, and its pairs; where a
+/// tool slows kernels down, each shape once and, if the columns allow it, each share.
 fn planned(plans: Vec<Vec<Plan>>) -> Vec<Plan> {
     if !sanitized() {
         return plans.concat();
     }
     let shapes = plans.into_iter().enumerate();
-    let one = |(i, shares): (usize, Vec<Plan>)| shares.into_iter().cycle().nth(i);
-    shapes.filter_map(one).collect()
+    let few = |(i, plans): (usize, Vec<Plan>)| {
+        let (paired, shares): (Vec<Plan>, Vec<Plan>) = plans.into_iter().partition(Plan::is_paired);
+        shares.into_iter().cycle().nth(i).into_iter().chain(paired)
+    };
+    shapes.flat_map(few).collect()
 }
 
 #[rstest]
@@ -109,7 +112,7 @@ fn planned(plans: Vec<Vec<Plan>>) -> Vec<Plan> {
 #[case::a_segment_and_a_half(136, 384)]
 #[case::three_segments_less_a_bit(200, 704)]
 #[case::five_segments_less_a_bit(72, 1216)]
-#[case::nine_segments_of_many_tiles(size(1000, 264), 2304)]
+#[case::nine_segments_of_many_tiles(size(1000, 136), 2304)]
 #[case::many_rounds(64, 8192)]
 #[ignore = "needs an NVIDIA GPU"]
 fn products_agree_with_f64_and_do_not_depend_on_the_number_of_tokens(
@@ -182,7 +185,7 @@ fn products_agree_with_f64_and_do_not_depend_on_the_number_of_tokens(
         };
         let all = run(most);
         let fewer = vec![1, 2, 5, 8, 9, 16, 17, 31, 33, 64, 65, 127, 129, 200];
-        for tokens in size(fewer, vec![1, 2, 8, 9, 17, 33]) {
+        for tokens in size(fewer, vec![1, 9, 17, 33]) {
             let some = run(tokens);
             let same = same_bits(&some, &all[..some.len()]);
             assert!(

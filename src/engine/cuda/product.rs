@@ -369,8 +369,13 @@ impl Products {
             .with(x)
             .with(linear.columns as i32)
             .with(token);
-        // 8 columns a thread.
-        let threads = (linear.columns / 8).next_multiple_of(32).clamp(32, 1024);
+        // 8 columns a thread, or 32 where the tokens alone fill the card.
+        let most = if tokens > 2 * self.card.multiprocessors {
+            256
+        } else {
+            1024
+        };
+        let threads = (linear.columns / 8).next_multiple_of(32).clamp(32, most);
         self.kernels
             .launch("quantise_tokens", (tokens, 1, 1), threads, 0, arguments)?;
         Ok((token.to, scales))
@@ -403,7 +408,12 @@ impl Products {
     /// a block.
     pub fn plans(&self, linear: &Linear, what: What) -> Vec<Vec<Plan>> {
         let splits = |shape| SPLITS.map(|split| self.plan_of(linear, what, shape, split));
-        let plans = |shape| splits(shape).into_iter().flatten().collect();
+        let plans = |shape| {
+            let mut plans: Vec<Plan> = splits(shape).into_iter().flatten().collect();
+            let paired: Vec<Plan> = plans.iter().filter_map(Plan::paired).collect();
+            plans.extend(paired);
+            plans
+        };
         SHAPES.iter().map(plans).collect()
     }
 
@@ -452,7 +462,14 @@ impl Products {
         } else {
             plans.min_by_key(cost)
         };
-        best.expect("a block of its own fits")
+        let best = best.expect("a block of its own fits");
+        // Pairs begin later, since each waits for the other; so many tokens make up
+        // for it. 4-bit weights wait less for copies: only where there is much to do.
+        let turns = blocks(best.shape) / cards;
+        match best.paired() {
+            Some(pair) if tokens >= 2048 && (!bit4 || turns >= 8) => pair,
+            _ => best,
+        }
     }
 
     /// `shape` with `split` blocks that share the columns, and as many stages as
@@ -472,10 +489,9 @@ impl Products {
             Kind::Int8 { .. } => split,
             _ => 1 + segments - segments / split,
         };
-        let integers = matches!(linear.kind, Kind::Int8 { .. });
         let sums = match (split, what) {
             (1, What::Likeliest) => shape.rows / TILE_ROWS * shape.tokens * 8,
-            (1, _) if !integers => 0,
+            (1, _) => 0,
             _ => sets * shape.rows * shape.tokens * 4 / split,
         };
         let weights = shape.rows * part;
@@ -498,6 +514,7 @@ impl Products {
         Some(Plan {
             shape,
             split,
+            pair: false,
             depth,
             shared: tables + sums + depth * stage,
         })
@@ -525,7 +542,7 @@ impl Products {
         let act = self.card.tensor_map(
             x,
             (tokens.div_ceil(8), 8 * act_bytes * linear.columns),
-            (shape.tokens / 8, 8 * ACT_BYTES),
+            (shape.tokens / 8 / plan.partners(), 8 * ACT_BYTES),
         )?;
         let (table, map) = self.tables_of(linear.kind);
         let arguments = Arguments::new()
@@ -536,6 +553,7 @@ impl Products {
             .with(linear.columns as i32)
             .with(tokens as i32)
             .with(plan.depth as i32)
+            .with(i32::from(plan.pair))
             .with(table)
             .with(map)
             .with(scales)
@@ -549,15 +567,17 @@ impl Products {
             what.name(),
             shape.name
         );
-        let all = tokens.div_ceil(shape.tokens) * linear.rows.div_ceil(shape.rows);
+        let cluster = split * plan.partners();
+        let all =
+            tokens.div_ceil(shape.tokens) * linear.rows.div_ceil(shape.rows * plan.partners());
         let together = if split == 1 && !shape.shares {
-            all.min(self.card.multiprocessors)
+            all.min(self.card.multiprocessors / cluster)
         } else {
             all
         };
-        let grid = (together, 1, split);
+        let grid = (together, 1, cluster);
         self.kernels
-            .launch_clusters(&name, grid, split, shape.threads, plan.shared, arguments)
+            .launch_clusters(&name, grid, cluster, shape.threads, plan.shared, arguments)
     }
 
     /// Whether [`Products::step`] serves so many tokens.
@@ -807,6 +827,8 @@ const SHAPES: [Shape; 5] = [
     },
 ];
 
+/// Tokens of the blocks that can be pairs, as in kernels/wide.cu.
+const PAIRED_TOKENS: usize = 128;
 /// Blocks of a cluster, which share the columns.
 const SPLITS: [usize; 4] = [1, 2, 4, 8];
 /// Most stages of `wide_*`, as in kernels/wide.cu.
@@ -824,12 +846,32 @@ const HALF_SHARED: usize = 112 << 10;
 pub struct Plan {
     shape: &'static Shape,
     split: usize,
+    /// Whether two blocks of neighbouring rows copy half of the activations each.
+    pair: bool,
     depth: usize,
     /// Bytes of dynamic shared memory.
     shared: usize,
 }
 
 impl Plan {
+    /// The same by pairs of blocks, where there are such.
+    fn paired(&self) -> Option<Self> {
+        (self.shape.tokens == PAIRED_TOKENS && self.split == 1).then_some(Self {
+            pair: true,
+            ..*self
+        })
+    }
+
+    /// Whether its blocks copy activations for each other.
+    pub fn is_paired(&self) -> bool {
+        self.pair
+    }
+
+    /// Blocks that share the activations.
+    fn partners(&self) -> usize {
+        1 + usize::from(self.pair)
+    }
+
     /// Whether two of its blocks fit into a multiprocessor.
     fn two(&self) -> bool {
         self.shape.shares && self.shared <= HALF_SHARED

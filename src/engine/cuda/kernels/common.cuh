@@ -285,8 +285,11 @@ DEV float exp_of(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(__fmul_rn(x, 1.4426950408889634f)));
     return y;
 }
+// gate / (1 + e^-gate) * up; the reciprocal within an ulp, as the exponential.
 DEV float silu_times(float gate, float up) {
-    return __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, exp_of(-gate))), up);
+    float part;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(part) : "f"(__fadd_rn(1.0f, exp_of(-gate))));
+    return __fmul_rn(__fmul_rn(gate, part), up);
 }
 
 // --- products: what becomes of a sum
@@ -330,19 +333,27 @@ DEV void offer(u64 best, int token, int tokens, int e, const Output& out) {
     if (token < tokens && (e & 15) == 0) atomicMax(out.best + token, best);
 }
 
-// One output of LLM.int8 in the CPU's order of operations. outlier(i): a column
-// in the high half, its FP16 activation in the low; by rising column.
-// code(i, column): the weight's code in that outlier's column.
+// LLM.int8 in the CPU's order of operations: a sum of codes as a number, and one
+// outlier more, a column in the high half, its FP16 activation in the low. step: the
+// row's absmax over 127.
+DEV float int8_scaled(int sum, float row_absmax, float token_absmax) {
+    return __fmul_rn((float)sum, __fmul_rn(__fmul_rn(token_absmax, row_absmax), 1.0f / (127.0f * 127.0f)));
+}
+DEV float int8_add_outlier(float y, u32 outlier, u8 code, float step) {
+    const float w = half_rounded(__fmul_rn((float)(signed char)code, step));
+    return __fadd_rn(y, __fmul_rn(half_to_float((u16)outlier), w));
+}
+// A whole output. outlier(i): by rising column. code(i, column): the weight's code in
+// that outlier's column.
 template <class F, class C>
 DEV float int8_result(int sum, float row_absmax, float token_absmax, int outliers, F outlier, C code) {
-    float y = __fmul_rn((float)sum, __fmul_rn(__fmul_rn(token_absmax, row_absmax), 1.0f / (127.0f * 127.0f)));
+    float y = int8_scaled(sum, row_absmax, token_absmax);
     if (outliers) {
         float step = __fdiv_rn(row_absmax, 127.0f);
 #pragma unroll 2
         for (int i = 0; i < outliers; i++) {
             u32 one = outlier(i);
-            float w = half_rounded(__fmul_rn((float)(signed char)code(i, one >> 16), step));
-            y = __fadd_rn(y, __fmul_rn(half_to_float((u16)one), w));
+            y = int8_add_outlier(y, one, code(i, one >> 16), step);
         }
     }
     return half_rounded(y);
@@ -353,42 +364,55 @@ DEV float int8_result(int sum, int row, float row_absmax, float token_absmax, in
     return int8_result(sum, row_absmax, token_absmax, outliers, outlier, [&](int, u32 column) { return weight[at_i8(row, column, columns)]; });
 }
 
-// Two outputs of a thread: rows g and g + 8 of a tile, where SwiGLU has gate and
-// up. The 8 threads of a token call it together. `before` is what ADD adds to:
-// all of a thread's are loaded before the first is stored.
-template <int WHAT> DEV void load_before(float before[2], int token, int tokens, int tile, int g, const Output& out) {
-    for (int h = 0; h < 2; h++) {
-        const int row = tile * 16 + g + 8 * h;
-        before[h] = WHAT == ADD && token < tokens && row < out.rows ? out.to[(i64)token * out.rows + row] : 0.0f;
-    }
-}
-// LIKELIEST: returns the best of the tile's rows, in all 8 threads.
-template <int WHAT>
-DEV u64 finish_pair(const float y[2], const float before[2], int token, int tokens, int tile, int g, const Output& out) {
-    const bool there = token < tokens;
-    u64 best = 0;
+// What becomes of sums of a tile and 8 tokens, of which `token`, a multiple of 8, is
+// the first: a thread has those of rows g and g + 8 and of tokens 2t and 2t + 1,
+// [row][token]. Whole warps call it. What ADD adds to is loaded for all before the
+// first is stored.
+template <int WHAT> DEV void load_before8(float (&before)[4], int token, int tokens, int tile, int lane, const Output& out) {
+    const int row = tile * 16 + (lane >> 2), mine = token + 2 * (lane & 3);
+    const float* from = out.to + (i64)mine * out.rows + row;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int row = tile * 16 + g + 8 * h;
-        if (!there || row >= out.rows) continue;
-        float* to = out.to + (i64)token * out.rows + row;
-        if (WHAT == STORE) *to = y[h];
-        if (WHAT == ADD) *to = __fadd_rn(before[h], y[h]);
-        if (WHAT == LIKELIEST && out.to) *to = y[h];
-        if (WHAT == LIKELIEST) best = larger(best, rank_of(y[h], (u32)row));
+    for (int i = 0; i < 4; i++)
+        before[i] = WHAT == ADD && mine + (i & 1) < tokens && row + 8 * (i >> 1) < out.rows ? from[(i & 1 ? out.rows : 0) + 8 * (i >> 1)] : 0.0f;
+}
+// LIKELIEST: the best of the tile's rows of both tokens, in all threads of those.
+template <int WHAT>
+DEV void finish8(u64 (&best)[2], const float (&y)[4], const float (&before)[4], int token, int tokens, int tile, int lane, const Output& out) {
+    if (WHAT == SWIGLU) {
+        // A thread's two tokens lie apart; of the turned matrix it has two
+        // columns of one token, and a warp writes a line.
+        const float v[2] = {silu_times(y[0], y[2]), silu_times(y[1], y[3])};
+        u32 two = pack2<false>(v[0], v[1]);
+        if (out.act_bf16) two = pack2<true>(v[0], v[1]);
+        asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(two));
+        u32* to = (u32*)(out.act + at16(token, tile * 8, out.rows / 2));
+        if (token + (lane >> 2) < tokens) to[lane] = two;
+        return;
     }
-    if (WHAT == SWIGLU && there) {
-        float v = silu_times(y[0], y[1]);
-        out.act[at16(token, tile * 8 + g, out.rows / 2)] = out.act_bf16 ? pack1<true>(v) : pack1<false>(v);
+    const int row = tile * 16 + (lane >> 2), mine = token + 2 * (lane & 3);
+    float* to = out.to + (i64)mine * out.rows + row;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (mine + (i & 1) >= tokens || row + 8 * (i >> 1) >= out.rows) continue;
+        float* at = to + (i & 1 ? out.rows : 0) + 8 * (i >> 1);
+        if (WHAT == STORE) *at = y[i];
+        if (WHAT == ADD) *at = __fadd_rn(before[i], y[i]);
+        if (WHAT == LIKELIEST && out.to) *at = y[i];
+        if (WHAT == LIKELIEST) best[i & 1] = larger(best[i & 1], rank_of(y[i], (u32)(row + 8 * (i >> 1))));
     }
     if (WHAT == LIKELIEST)
-        for (int d = 4; d < 32; d <<= 1) best = larger(best, __shfl_xor_sync(FULL, best, d));
-    return best;
+#pragma unroll
+        for (int d = 4; d < 32; d <<= 1)
+#pragma unroll
+            for (int j = 0; j < 2; j++) best[j] = larger(best[j], __shfl_xor_sync(FULL, best[j], d));
 }
 template <int WHAT>
-DEV void finish_and_offer(const float y[2], const float before[2], int token, int tokens, int tile, int g, const Output& out) {
-    u64 best = finish_pair<WHAT>(y, before, token, tokens, tile, g, out);
-    if (WHAT == LIKELIEST && token < tokens && g == 0) atomicMax(out.best + token, best);
+DEV void finish8_and_offer(const float (&y)[4], const float (&before)[4], int token, int tokens, int tile, int lane, const Output& out) {
+    u64 best[2] = {0, 0};
+    finish8<WHAT>(best, y, before, token, tokens, tile, lane, out);
+    if (WHAT != LIKELIEST || lane >= 4) return;
+    for (int j = 0; j < 2; j++)
+        if (token + 2 * lane + j < tokens) atomicMax(out.best + token + 2 * lane + j, best[j]);
 }
 
 // LLM.int8: what turns integers into numbers.
@@ -398,14 +422,10 @@ struct Scales8 {
     const int* outlier_count; // [tokens]
     const u32* outliers; // [tokens][k]: column in the high half, FP16 in the low
 };
-DEV float result8(int sum, int row, float row_absmax, int token, float token_absmax, int outlier_count, const Scales8& s,
-                  const void* weight, int columns) {
+DEV float result8(int sum, int row, int token, const Scales8& s, const u8* weight, int columns) {
     const u32* outliers = s.outliers + (i64)token * columns;
-    return int8_result(sum, row, row_absmax, token_absmax, outlier_count, [&](int i) { return outliers[i]; },
-                       (const u8*)weight, columns);
-}
-DEV float result8(int sum, int row, int token, const Scales8& s, const void* weight, int columns) {
-    return result8(sum, row, s.row_absmax[row], token, s.token_absmax[token], s.outlier_count[token], s, weight, columns);
+    return int8_result(sum, row, s.row_absmax[row], s.token_absmax[token], s.outlier_count[token],
+                       [&](int i) { return outliers[i]; }, weight, columns);
 }
 
 // Rotary embedding of one pair (Su et al. 2021), rounded to FP16.

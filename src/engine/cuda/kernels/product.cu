@@ -161,7 +161,7 @@ DEV void few(const uint4* weight, const Parts& parts, const void* x, int columns
         int token = e >> 4, row = tile * 16 + (e & 15);
         bool real = token < tokens && row < out.rows;
         float y = 0.0f;
-        if (real) y = KIND == INT8_WEIGHT ? result8(total8[i], row, token, scales, weight, columns) : total[i];
+        if (real) y = KIND == INT8_WEIGHT ? result8(total8[i], row, token, scales, (const u8*)weight, columns) : total[i];
         float before = WHAT == ADD && real ? out.to[(i64)token * out.rows + row] : 0.0f;
         u64 best = finish<WHAT>(y, before, real, token, e, tile, out);
         if (WHAT == LIKELIEST) offer(best, token, tokens, e, out);
@@ -249,32 +249,26 @@ DEV void many(const uint4* weight, const void* x, int columns, int tokens, const
     }
     copy_wait<0>();
 
-    float before[2][NT][2][2];
+    float before[2][NT][4];
 #pragma unroll
-    for (int i = 0; i < 4 * NT; i++) {
-        const int r = i / (2 * NT), n = i / 2 % NT, j = i & 1;
-        load_before<WHAT>(before[r][n][j], token0 + (wt * NT + n) * 8 + 2 * t + j, tokens, tile0 + wr * 2 + r, g, out);
-    }
+    for (int i = 0; i < 2 * NT; i++)
+        load_before8<WHAT>(before[i / NT][i % NT], token0 + (wt * NT + i % NT) * 8, tokens, tile0 + wr * 2 + i / NT, lane, out);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int tile = tile0 + wr * 2 + r;
         if (tile >= tiles) continue;
 #pragma unroll
-        for (int n = 0; n < NT; n++)
+        for (int n = 0; n < NT; n++) {
+            const int token = token0 + (wt * NT + n) * 8;
+            float y[4];
 #pragma unroll
-            for (int j = 0; j < 2; j++) { // tokens 2t and 2t + 1
-                const int token = token0 + (wt * NT + n) * 8 + 2 * t + j;
-                float y[2];
-#pragma unroll
-                for (int h = 0; h < 2; h++) { // rows g and g + 8
-                    const int row = tile * 16 + g + 8 * h;
-                    const bool real = token < tokens && row < out.rows;
-                    y[h] = total[r][n][2 * h + j];
-                    if (KIND == INT8_WEIGHT)
-                        y[h] = real ? result8(acc8[r][n][2 * h + j], row, token, scales, weight, columns) : 0.0f;
-                }
-                finish_and_offer<WHAT>(y, before[r][n][j], token, tokens, tile, g, out);
+            for (int i = 0; i < 4; i++) { // rows g and g + 8, tokens 2t and 2t + 1
+                const int row = tile * 16 + g + 8 * (i >> 1), of = token + 2 * t + (i & 1);
+                y[i] = total[r][n][i];
+                if (KIND == INT8_WEIGHT) y[i] = of < tokens && row < out.rows ? result8(acc8[r][n][i], row, of, scales, (const u8*)weight, columns) : 0.0f;
             }
+            finish8_and_offer<WHAT>(y, before[r][n], token, tokens, tile, lane, out);
+        }
     }
 }
 

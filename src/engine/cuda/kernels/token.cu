@@ -161,8 +161,9 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) out.absmax[token] = largest, out.outlier_count[token] = written;
 }
 
-// FP16 activations of token `block`; a thread holds 8 columns at a time.
+// FP16 activations of token `block`; a thread takes 8 columns at a time.
 extern "C" __global__ void __launch_bounds__(1024) quantise_tokens(const u16* x, int columns, Int8Token out) {
+    constexpr int HELD = 4; // of what a thread takes, so much stays in registers
     __shared__ float largest_of[32];
     __shared__ int count_of[32];
     pdl_launch();
@@ -176,15 +177,24 @@ extern "C" __global__ void __launch_bounds__(1024) quantise_tokens(const u16* x,
         const u32 word = i < 2 ? v.x : i < 4 ? v.y : i < 6 ? v.z : v.w;
         return (u16)(i & 1 ? word >> 16 : word);
     };
-    const uint4 first = load(0); // what most rows are in whole stays in registers
+    uint4 held[HELD];
+#pragma unroll
+    for (int i = 0; i < HELD; i++) held[i] = load(i * step);
     float largest = 0.0f;
+    int mine = 0; // whether this thread has an outlier
     auto measure = [&](const uint4& v) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) largest = largest_below(largest, half_to_float(number(v, i)), out.threshold);
+        for (int i = 0; i < 8; i++) {
+            const float a = half_to_float(number(v, i));
+            largest = largest_below(largest, a, out.threshold);
+            mine |= is_outlier(a, out.threshold);
+        }
     };
-    measure(first);
-    for (int base = step; base < columns; base += step) measure(load(base));
+#pragma unroll
+    for (int i = 0; i < HELD; i++) measure(held[i]);
+    for (int base = HELD * step; base < columns; base += step) measure(load(base));
     largest = block_largest(largest, largest_of);
+    const bool any = __syncthreads_or(mine);
     const float scale = int8_scale(largest);
     int written = 0; // by the whole block
     auto put = [&](int base, const uint4& v) {
@@ -198,14 +208,16 @@ extern "C" __global__ void __launch_bounds__(1024) quantise_tokens(const u16* x,
             mask |= is_outlier(a, out.threshold) ? 1u << i : 0u;
         }
         if (k < columns) *(u64*)(out.to + at8(token, k, columns)) = codes;
-        if (!__syncthreads_or(mask != 0)) return;
+        if (!any) return;
         int at = place_of_entries(__popc(mask), written, count_of);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             if (mask >> i & 1) out.outliers[(i64)token * columns + at++] = (u32)(k + i) << 16 | number(v, i);
     };
-    put(0, first);
-    for (int base = step; base < columns; base += step) put(base, load(base));
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        if (i * step < columns) put(i * step, held[i]);
+    for (int base = HELD * step; base < columns; base += step) put(base, load(base));
     if (threadIdx.x == 0) out.absmax[token] = largest, out.outlier_count[token] = written;
 }
 

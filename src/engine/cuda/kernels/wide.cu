@@ -6,12 +6,15 @@
 //
 // Where there are too few blocks for the card, the blocks of a cluster share the
 // segments of k. A segment's sums go to the shared memory of the block that
-// finishes those outputs, which then adds all segments in their order.
+// finishes those outputs, which then adds all segments in their order. Of many
+// tokens two blocks are a pair: the same tokens, and neighbouring rows. Each copies
+// half of the activations to both.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 #define MOST_STAGES 12
 
 DEV void barrier_arrive(u32 at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
+DEV void barrier_arrive_there(u32 at) { asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at) : "memory"); }
 // How the copy engine walks over a matrix: the driver's CUtensorMap.
 struct __align__(128) TensorMap {
     u64 opaque[16];
@@ -20,6 +23,11 @@ struct __align__(128) TensorMap {
 DEV void copy_box(u32 to, const TensorMap& map, int x, int y, u32 barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
                  "l"(&map), "r"(x), "r"(y), "r"(barrier) : "memory");
+}
+// The same to this place of both blocks of a pair, whose barriers both hear of it.
+DEV void copy_box_to_both(u32 to, const TensorMap& map, int x, int y, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(&map), "r"(x), "r"(y), "r"(barrier), "h"((u16)3) : "memory");
 }
 DEV void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 // --- clusters: where another block has what lies at `at` here; four numbers to
@@ -32,8 +40,19 @@ DEV u32 place_in(u32 at, int block) {
 DEV void store_there(u32 at, float a, float b, float c, float d) {
     asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
-DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// racecheck does not come to an end where something lies between the two, so
+// under it the first one waits.
+DEV void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#ifdef SANITIZED
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+DEV void cluster_wait() {
+#ifndef SANITIZED
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
 DEV void group_arrive() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEV void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int LEFT> DEV void group_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
@@ -105,16 +124,52 @@ DEV void load_tokens8(Tokens8& to, int token, int tokens, const Scales8& scales)
         to.outliers[j] = token + j < tokens ? scales.outlier_count[token + j] : 0;
     }
 }
+// A thread's integers of 8 tokens, [row g, row g + 8][token, the next one], as
+// numbers; in the order of operations of int8_result. row: g of the tile.
+DEV void results8(float (&y)[4], const int (&sum)[4], const float (&row_absmax)[2], const Tokens8& of, int row, int token,
+                  const Scales8& scales, const u8* weight, int columns) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) y[i] = int8_scaled(sum[i], row_absmax[i >> 1], of.absmax[i & 1]);
+    if (of.outliers[0] | of.outliers[1]) {
+        const float step[2] = {__fdiv_rn(row_absmax[0], 127.0f), __fdiv_rn(row_absmax[1], 127.0f)};
+#pragma unroll 1
+        for (int j = 0; j < 2; j++) {
+            const u32* outliers = scales.outliers + (i64)(token + j) * columns;
+            float sums[2] = {j ? y[1] : y[0], j ? y[3] : y[2]};
+#pragma unroll 1
+            for (int i = 0; i < (j ? of.outliers[1] : of.outliers[0]); i++) {
+                const u32 one = outliers[i];
+                const u8* code = weight + at_i8(row, one >> 16, columns); // row g + 8 is 4 bytes on
+#pragma unroll
+                for (int h = 0; h < 2; h++) sums[h] = int8_add_outlier(sums[h], one, code[4 * h], step[h]);
+            }
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                if (j) y[2 * h + 1] = sums[h];
+                else y[2 * h] = sums[h];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) y[i] = half_rounded(y[i]);
+}
+
+// A number that the compiler keeps in a register instead of deriving it anew.
+DEV u32 kept(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 
 // A warp's sums of one set to the blocks that finish them: units `unit`, `unit +
-// step` and so on, of which each block has a power of two. alone: no cluster.
+// step` and so on, of which each block has a power of two.
 template <int NUMBERS, class SUM>
-DEV void give(const SUM (&sum)[NUMBERS], u32 sums, int set, int unit, int step, int own_log2, int lane, bool alone) {
+DEV void give(const SUM (&sum)[NUMBERS], u32 sums, int set, int unit, int step, int own_log2, int lane) {
+    // Else all addresses are made before the loop, and fill registers.
+    sums = kept(sums), unit = (int)kept(unit);
 #pragma unroll
     for (int n = 0; n < NUMBERS; n += 4, unit += step) {
         const int theirs = (set << own_log2) + (unit & ((1 << own_log2) - 1));
         const u32 at = sums + (theirs * 32 + lane) * 16;
-        store_there(alone ? at : place_in(at, unit >> own_log2), bits_of(sum[n]), bits_of(sum[n + 1]), bits_of(sum[n + 2]), bits_of(sum[n + 3]));
+        store_there(place_in(at, unit >> own_log2), bits_of(sum[n]), bits_of(sum[n + 1]), bits_of(sum[n + 2]), bits_of(sum[n + 3]));
     }
 }
 
@@ -127,22 +182,28 @@ template <int WM, int WN, int N> struct Loaders { enum { SHIFT = WM * WN == 2 &&
 // of 64 tokens or more takes one tile of so many rows and tokens after the other,
 // and the next one's stages are on their way while it finishes one. Tiles that
 // share rows run side by side, so that a weight comes from memory once. gridDim.z
-// blocks are a cluster, of one tile; `depth` stages are on their way.
+// blocks are a cluster: of one tile, or a pair. `depth` stages are on their way.
 template <int KIND, bool BF, int WM, int WN, int N, int WHAT>
 DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* weight, const Parts& parts, int columns,
-              int tokens, int depth, const float* table, const float* map, const Scales8& scales, const Output& out) {
+              int tokens, int depth, int pair, const float* table, const float* map, const Scales8& scales, const Output& out) {
     extern __shared__ uint4 shared[];
     __shared__ u64 barriers[2][MOST_STAGES]; // a stage is full, a stage is empty
     constexpr int TILE_BYTES = KIND == BIT4_WEIGHT ? 512 : 2048, A_BYTES = 4 * WM * TILE_BYTES, TN = WN * N;
     constexpr int STAGE_BYTES = A_BYTES + TN * 128, WARPS = 4 * WM * WN, THREADS = 32 * WARPS;
     constexpr bool LOOP = TN >= 64; // registers do not suffice where two blocks share a multiprocessor
     constexpr int PER_SEGMENT = KIND == INT8_WEIGHT ? 2 : 4; // stages
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const int tiles = (out.rows + 15) >> 4, across = (tokens + TN - 1) / TN, all = across * ((tiles + 4 * WM - 1) / (4 * WM));
+    // Shuffled, so that the compiler knows it is the same for the whole warp.
+    const int warp = __shfl_sync(FULL, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    // A cluster is a pair, or shares the segments.
+    const bool paired = TN == 128 && pair;
+    const int blocks = paired ? 1 : gridDim.z, rank = paired ? 0 : blockIdx.z;
+    const int partners = paired ? 2 : 1, place = paired ? blockIdx.z : 0; // blocks of a pair, which one this is
+    const int tiles = (out.rows + 15) >> 4, across = (tokens + TN - 1) / TN, block_rows = 4 * WM * partners; // of a pair, in tiles
+    const int all = across * ((tiles + block_rows - 1) / block_rows);
+    auto first_tile = [&](int block) { return block / across * block_rows + place * 4 * WM; };
     const int bytes = KIND == INT8_WEIGHT ? columns : 2 * columns; // of a row of k
     const int stages = (bytes + 127) >> 7, segments = (stages + PER_SEGMENT - 1) / PER_SEGMENT;
     // Whole segments of this block; there are no fewer than blocks of a cluster.
-    const int blocks = gridDim.z, rank = blockIdx.z;
     const int first = segments * rank / blocks * PER_SEGMENT, last = min(segments * (rank + 1) / blocks * PER_SEGMENT, stages);
     const u32 bottom = (u32)__cvta_generic_to_shared(shared);
     // [pairs of 4-bit values, the dynamic map,] stages, sums
@@ -160,14 +221,16 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         const u32 to = ring + slot * STAGE_BYTES, at = full + slot * 8;
         if (a) {
             barrier_expect(at, STAGE_BYTES);
-            copy_box(to, weight_map, stage * (TILE_BYTES / 8), block / across * 4 * WM, at);
+            copy_box(to, weight_map, stage * (TILE_BYTES / 8), first_tile(block), at);
         }
-        if (b) copy_box(to + A_BYTES, act_map, stage * (1024 / 8), block % across * (TN / 8), at);
+        const int x = stage * (1024 / 8), y = block % across * (TN / 8);
+        if (b && paired) copy_box_to_both(to + A_BYTES + place * (TN / 2 * 128), act_map, x, y + place * (TN / 16), at);
+        else if (b) copy_box(to + A_BYTES, act_map, x, y, at);
     };
     pdl_launch();
     const int ahead = min(depth, last - first);
     if (threadIdx.x == THREADS) {
-        for (int i = 0; i < depth; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, WARPS);
+        for (int i = 0; i < depth; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, WARPS * partners);
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
         // Weights do not wait for the kernel ahead, activations do.
         for (int i = 0; i < ahead; i++) load(blockIdx.x, first + i, i, true, false);
@@ -179,12 +242,13 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         for (int i = threadIdx.x; i < 256; i += THREADS) maps[i] = map[i];
     }
     __syncwarp();
-    if (blocks > 1) cluster_arrive(); // who is here may be written to
+    if (blocks > 1 || paired) cluster_arrive(); // who is here may be written to
     __syncthreads();
 
     constexpr bool SHIFT = Loaders<WM, WN, N>::SHIFT;
     if (threadIdx.x >= THREADS) {
         if (SHIFT) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (paired) cluster_wait(); // the whole warp: a warp waits once
         if (threadIdx.x == THREADS) {
             pdl_wait();
             asm volatile("fence.proxy.async;" ::: "memory"); // what other kernels wrote, for the copies
@@ -198,44 +262,64 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
                 }
         }
         __syncwarp();
-        if (blocks > 1) cluster_wait(), cluster_arrive(), cluster_wait();
+        if (blocks > 1) cluster_wait();
+        if (blocks > 1 || paired) cluster_arrive(), cluster_wait();
         return;
     }
 
     if (SHIFT) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     typedef typename Sum<KIND>::type sum_t;
-    const int wr = (warp >> 2) % WM, wt = (warp >> 2) / WM; // this warpgroup's place
+    const int wr = WM == 1 ? 0 : (warp >> 2) % WM, wt = WN == 1 ? 0 : (warp >> 2) / WM; // this warpgroup's place
     sum_t acc[N / 2];
     float total[N / 2];
 
     // Absmax values of rows g and g + 8: lane t looks after chunk t of a segment.
-    // What is decoded at the next segment is loaded at this one.
+    // What is decoded for one segment was loaded while the one before was multiplied.
     const int chunks = columns >> 6;
     const bool coded = KIND == BIT4_WEIGHT && !parts.part[0].plain;
     const float inverse = KIND == BIT4_WEIGHT ? __fdiv_rn(1.0f, factor_of<BF>(table)) : 1.0f;
-    float next[2] = {0.0f, 0.0f}, offset[2] = {0.0f, 0.0f};
+    struct {
+        int part[2];
+        float offset[2];
+        u32 row[2]; // in chunks
+        float value[2];
+        int code[2];
+    } scales4;
     u32 scale[2] = {0, 0};
-    int code[2] = {0, 0};
-    auto load_scales = [&](int block, int segment) {
-        const int chunk = segment * 4 + t, tile = block / across * 4 * WM + wr * 4 + (warp & 3);
-        if (chunk >= chunks || tile >= tiles) return;
+    auto load_scales = [&](int segment) {
+        const int chunk = min(segment * 4 + t, chunks - 1);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            Place place = place_of(parts, tile * 2 + h);
-            const Part& part = parts.part[place.part];
-            i64 block = ((i64)(place.row + g) * columns + chunk * 64) >> parts.block_shift;
-            next[h] = coded ? part.nested[block >> 8] : part.plain[block];
-            if (coded) code[h] = part.codes[block], offset[h] = *part.offset;
+            const u32 block = (scales4.row[h] + chunk) >> (parts.block_shift - 6);
+            const Part& part = parts.part[scales4.part[h]];
+            scales4.value[h] = coded ? part.nested[block >> 8] : part.plain[block];
+            if (coded) scales4.code[h] = part.codes[block];
         }
     };
+    // The first ones of a tile. Rows that are not there have those of the last tile.
+    auto begin_scales = [&](int block) {
+        const int tile = min(first_tile(block) + wr * 4 + (warp & 3), tiles - 1);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const Place place = place_of(parts, tile * 2 + h);
+            scales4.part[h] = place.part;
+            scales4.row[h] = (u32)(place.row + g) * chunks;
+            if (coded) scales4.offset[h] = *parts.part[place.part].offset;
+        }
+        load_scales(first >> 2);
+    };
+    // Those of `segment` of `block`; what follows is asked for.
     auto next_scales = [&](int block, int segment) {
 #pragma unroll
-        for (int h = 0; h < 2; h++)
-            scale[h] = scale_bits<BF>(coded ? __fadd_rn(__fmul_rn(maps[code[h]], next[h]), offset[h]) : next[h], inverse);
-        if ((segment + 1) * 4 < last) load_scales(block, segment + 1);
-        else if (LOOP && block + (int)gridDim.x < all) load_scales(block + gridDim.x, first >> 2);
+        for (int h = 0; h < 2; h++) {
+            float value = scales4.value[h];
+            if (coded) value = __fadd_rn(__fmul_rn(maps[scales4.code[h]], value), scales4.offset[h]);
+            scale[h] = scale_bits<BF>(value, inverse);
+        }
+        if ((segment + 1) * 4 < last) load_scales(segment + 1);
+        else if (LOOP && block + (int)gridDim.x < all) begin_scales(block + gridDim.x);
     };
-    if (KIND == BIT4_WEIGHT) load_scales(blockIdx.x, first >> 2);
+    if (KIND == BIT4_WEIGHT) begin_scales(blockIdx.x);
 
     // The outputs in units of a warp, by groups of 8 tokens, then by tiles. Each
     // block of a cluster finishes as many, and holds their sums of all segments:
@@ -245,37 +329,44 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     const int unit0 = wt * (N / 8) * 4 * WM + wr * 4 + (warp & 3); // this warp's first one
 
     pdl_wait();
-    if (blocks > 1) cluster_wait();
+    if (blocks > 1 || paired) cluster_wait();
     constexpr bool SEGMENTS = KIND != INT8_WEIGHT; // sums that begin from zero
     // A stage with little to multiply is free again before the next has come;
     // else the next is unpacked meanwhile.
     constexpr bool AT_ONCE = KIND != BIT4_WEIGHT && TN <= 64;
+    // Codes and scales are there before they are needed, if there are registers.
+    constexpr bool EARLY = KIND == BIT4_WEIGHT && TN >= 64;
     u32 a[2][4][4]; // stages in turns
     int slot = 0, before_slot = -1, parity = 0;
-    // What a stage holds of this warp's rows, to registers.
-    auto unpack = [&](int stage, u32 (&a)[4][4]) {
-        const u32 mine = ring + slot * STAGE_BYTES + (wr * 4 + (warp & 3)) * TILE_BYTES + lane * 16;
+    // What a stage holds of this warp's rows, to registers: first what has to be
+    // waited for, 4-bit codes and scales, then as many weights as four products take.
+    u32 mine = ring + (wr * 4 + (warp & 3)) * TILE_BYTES + lane * 16;
+    u32 replica = (LARGE ? lane * (BF ? 8 : 4) : replica_of<BF>(lane)) | zero;
+    if (EARLY) mine = kept(mine), replica = kept(replica);
+    Scale<BF> held[2];
+    u32 word[4], from;
+    auto begin_unpack = [&](int stage) {
+        from = mine + slot * STAGE_BYTES;
         barrier_wait(full + slot * 8, parity);
-        if (KIND == BIT4_WEIGHT) {
-            Scale<BF> s[2];
+        if (KIND != BIT4_WEIGHT) return;
+        const uint4 v = load_shared16(from);
+        word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
 #pragma unroll
-            for (int h = 0; h < 2; h++) take_scale(s[h], __shfl_sync(FULL, scale[h], (lane & 28) | (stage & 3)));
-            const u32 replica = (LARGE ? lane * (BF ? 8 : 4) : replica_of<BF>(lane)) | zero;
-            const uint4 v = load_shared16(mine);
-            const u32 word[4] = {v.x, v.y, v.z, v.w};
+        for (int h = 0; h < 2; h++) take_scale(held[h], __shfl_sync(FULL, scale[h], (lane & 28) | (stage & 3)));
+    };
+    auto unpack = [&](u32 (&a)[4][4]) {
 #pragma unroll
-            for (int m = 0; m < 4; m++)
+        for (int m = 0; m < 4; m++) {
+            if (KIND == BIT4_WEIGHT) {
 #pragma unroll
-                for (int r = 0; r < 4; r++) a[m][r] = weights_of(LARGE ? table_at(word[m], r, replica) : byte_times_128(word[m], r) | replica, s[r & 1]);
-        } else {
-#pragma unroll
-            for (int m = 0; m < 4; m++) {
-                const uint4 v = load_shared16(mine + m * 512);
+                for (int r = 0; r < 4; r++) a[m][r] = weights_of(LARGE ? table_at(word[m], r, replica) : byte_times_128(word[m], r) | replica, held[r & 1]);
+            } else {
+                const uint4 v = load_shared16(from + m * 512);
                 a[m][0] = v.x, a[m][1] = v.y, a[m][2] = v.z, a[m][3] = v.w;
             }
         }
     };
-    auto product = [&](int stage, const u32 (&a)[4][4], bool fresh, bool full) {
+    auto product = [&](int slot, int stage, const u32 (&a)[4][4], bool fresh, bool full) {
         const u64 b = descriptor(ring + slot * STAGE_BYTES + A_BYTES + wt * N * 128);
         group_arrive();
 #pragma unroll
@@ -285,7 +376,8 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         group_commit();
     };
     auto release = [&](int slot) {
-        if (lane == 0) barrier_arrive(empty + slot * 8);
+        if (!paired && lane == 0) barrier_arrive(empty + slot * 8);
+        if (paired && lane < 2) barrier_arrive_there(place_in(empty + slot * 8, lane)); // both write to it
     };
     auto advance = [&] {
         before_slot = slot;
@@ -298,7 +390,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
 #pragma unroll
             for (int i = 0; i < N / 2; i++) total[i] = __fadd_rn(total[i], acc[i]);
         } else {
-            give(acc, sums, 1 + stage / PER_SEGMENT - alone, unit0, 4 * WM, own_log2, lane, false);
+            give(acc, sums, 1 + stage / PER_SEGMENT - alone, unit0, 4 * WM, own_log2, lane);
         }
     };
     auto meet = [&] { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }; // all that multiply
@@ -306,22 +398,48 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     const int whole = first + ((min(last, bytes >> 7) - first) & ~3);
 #pragma unroll 1
     for (int block = blockIdx.x; block < all; block = LOOP ? block + (int)gridDim.x : all) {
-        const int tile0 = block / across * 4 * WM, token0 = block % across * TN;
+        const int tile0 = first_tile(block), token0 = block % across * TN;
         const int tile = tile0 + wr * 4 + (warp & 3); // this warp's rows
+        // Asked for now: integers have no totals, whose registers are free so far.
+        float row_absmax[2] = {0.0f, 0.0f};
+        Tokens8 of[KIND == INT8_WEIGHT ? N / 8 : 1];
+        if (KIND == INT8_WEIGHT && blocks == 1) {
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                if (tile * 16 + g + 8 * h < out.rows) row_absmax[h] = scales.row_absmax[tile * 16 + g + 8 * h];
+#pragma unroll
+            for (int n = 0; n < N / 8; n++) load_tokens8(of[n], token0 + wt * N + n * 8 + 2 * t, tokens, scales);
+        }
 #pragma unroll
         for (int i = 0; i < N / 2; i++) acc[i] = 0, total[i] = 0.0f;
+        if (KIND == BIT4_WEIGHT) next_scales(block, first >> 2);
+        if (!AT_ONCE && first < whole) begin_unpack(first), unpack(a[0]);
         for (int stage = first; stage < whole; stage += 4) {
-            if (KIND == BIT4_WEIGHT) next_scales(block, stage >> 2);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                u32(&now)[4][4] = a[AT_ONCE ? 0 : i & 1];
-                unpack(stage + i, now);
-                product(stage + i, now, i == 0 && (SEGMENTS || stage == first), true);
-                if (AT_ONCE || i == 3 && SEGMENTS) group_wait<0>();
-                else group_wait<1>();
-                if (!AT_ONCE && (i > 0 || !SEGMENTS && stage > first)) release(before_slot);
-                if (AT_ONCE || i == 3 && SEGMENTS) release(slot);
+                const bool fresh = i == 0 && (SEGMENTS || stage == first);
+                if (AT_ONCE) {
+                    begin_unpack(stage + i), unpack(a[0]);
+                    product(slot, stage + i, a[0], fresh, true);
+                    group_wait<0>();
+                    release(slot);
+                    advance();
+                    continue;
+                }
+                const bool more = i < 3 || stage + 4 < whole;
+                const int here = slot, before = before_slot;
                 advance();
+                if (EARLY && more) begin_unpack(stage + i + 1);
+                product(here, stage + i, a[i & 1], fresh, true);
+                if (KIND == BIT4_WEIGHT && i == (EARLY ? 2 : 3) && stage + 4 < last) next_scales(block, (stage >> 2) + 1);
+                group_wait<1>(); // the product before has ended, this one has not
+                if (i > 0 || !SEGMENTS && stage > first) release(before);
+                if (!EARLY && more) begin_unpack(stage + i + 1);
+                if (more) unpack(a[(i + 1) & 1]);
+                if (i == 3 && SEGMENTS) {
+                    group_wait<0>();
+                    release(here);
+                }
             }
             end_segment(stage);
         }
@@ -330,10 +448,9 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             if (whole > first) release(before_slot);
         }
         if (whole < last) {
-            if (KIND == BIT4_WEIGHT) next_scales(block, whole >> 2);
             for (int stage = whole; stage < last; stage++) {
-                unpack(stage, a[0]);
-                product(stage, a[0], stage == whole && (SEGMENTS || stage == first), SEGMENTS);
+                begin_unpack(stage), unpack(a[0]);
+                product(slot, stage, a[0], stage == whole && (SEGMENTS || stage == first), SEGMENTS);
                 group_wait<0>();
                 release(slot);
                 advance();
@@ -341,73 +458,53 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             end_segment(whole);
         }
 
-        // Sums of rows g and g + 8 of `tile` and of tokens `token` and the next one.
-        auto results = [&](float (&y)[2][2], const sum_t (&sum)[4], const float (&added)[4], int tile, int token, const float (&absmax)[2],
-                           const Tokens8& of) {
-#pragma unroll
-            for (int j = 0; j < 2; j++)
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const int row = tile * 16 + g + 8 * h;
-                    const bool real = token + j < tokens && row < out.rows;
-                    y[j][h] = added[2 * h + j];
-                    if (KIND == INT8_WEIGHT)
-                        y[j][h] = real ? result8((int)sum[2 * h + j], row, absmax[h], token + j, of.absmax[j], of.outliers[j], scales, weight, columns) : 0.0f;
-                }
-        };
-        auto load_rows8 = [&](float (&absmax)[2], int tile) {
-#pragma unroll
-            for (int h = 0; h < 2; h++)
-                absmax[h] = KIND == INT8_WEIGHT && tile * 16 + g + 8 * h < out.rows ? scales.row_absmax[tile * 16 + g + 8 * h] : 0.0f;
-        };
-
-        // Through shared memory go the sums of a cluster, and integers even if they
-        // are complete: what becomes of one is much code, and a loop has it once.
-        if (blocks > 1 || !SEGMENTS) {
-            if (blocks == 1) meet(); // all have read the sums of the tile before
-            if (!SEGMENTS) give(acc, sums, rank, unit0, 4 * WM, own_log2, lane, blocks == 1);
-            else if (rank == 0) give(total, sums, 0, unit0, 4 * WM, own_log2, lane, false);
-            if (blocks > 1) cluster_arrive();
+        // Not known before: else addresses are made ahead of the loop, and fill registers.
+        Output to = out;
+        to.rows = (int)kept(out.rows);
+        // Through shared memory go the sums of a cluster.
+        if (blocks > 1) {
+            if (!SEGMENTS) give(acc, sums, rank, unit0, 4 * WM, own_log2, lane);
+            else if (rank == 0) give(total, sums, 0, unit0, 4 * WM, own_log2, lane);
+            cluster_arrive();
             const int sets = SEGMENTS ? 1 + segments - alone : blocks;
             // What a unit needs beside its sums is loaded one unit ahead.
             struct Beside {
-                float before[2][2], absmax[2];
+                float before[4], absmax[2];
                 Tokens8 of;
             } beside;
             auto tile_of = [&](int i) { return tile0 + (rank * own + i) % (4 * WM); };
-            auto token_of = [&](int i) { return token0 + (rank * own + i) / (4 * WM) * 8 + 2 * t; };
+            auto token_of = [&](int i) { return token0 + (rank * own + i) / (4 * WM) * 8; };
             auto load_beside = [&](int i) {
                 const int tile = tile_of(i), token = token_of(i);
+                load_before8<WHAT>(beside.before, token, tokens, tile, lane, to);
+                if (KIND != INT8_WEIGHT) return;
 #pragma unroll
-                for (int j = 0; j < 2; j++) load_before<WHAT>(beside.before[j], token + j, tokens, tile, g, out);
-                load_rows8(beside.absmax, tile);
-                if (KIND == INT8_WEIGHT) load_tokens8(beside.of, token, tokens, scales);
+                for (int h = 0; h < 2; h++)
+                    beside.absmax[h] = tile * 16 + g + 8 * h < out.rows ? scales.row_absmax[tile * 16 + g + 8 * h] : 0.0f;
+                load_tokens8(beside.of, token + 2 * t, tokens, scales);
             };
             if (warp < own) load_beside(warp);
-            if (blocks > 1) cluster_wait();
-            else meet();
+            cluster_wait();
 #pragma unroll 1
             for (int i = warp; i < own; i += WARPS) {
                 const Beside now = beside;
                 if (i + WARPS < own) load_beside(i + WARPS);
                 const int tile = tile_of(i), token = token_of(i);
                 if (tile >= tiles) continue; // the same for the whole warp
-                sum_t sum[4] = {0, 0, 0, 0};
-                float added[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+                int sum[4] = {0, 0, 0, 0};
+                float y[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
                 for (int set = 0; set < sets; set++) {
                     const uint4 v = load_shared16(sums + ((set << own_log2) + i) * 512 + lane * 16);
                     const u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
                     for (int k = 0; k < 4; k++) {
-                        if (SEGMENTS) added[k] = __fadd_rn(added[k], __uint_as_float(word[k]));
+                        if (SEGMENTS) y[k] = __fadd_rn(y[k], __uint_as_float(word[k]));
                         else sum[k] += (int)word[k];
                     }
                 }
-                float y[2][2];
-                results(y, sum, added, tile, token, now.absmax, now.of);
-#pragma unroll
-                for (int j = 0; j < 2; j++) finish_and_offer<WHAT>(y[j], now.before[j], token + j, tokens, tile, g, out);
+                if (!SEGMENTS) results8(y, sum, now.absmax, now.of, tile * 16 + g, token + 2 * t, scales, weight, columns);
+                finish8_and_offer<WHAT>(y, now.before, token, tokens, tile, lane, to);
             }
             continue;
         }
@@ -415,22 +512,28 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         // LIKELIEST: the best of each warp, to ask memory once for each token.
         u64* ranks = (u64*)((char*)shared + (sums - bottom)); // [warps of rows][TN]
         if (tile < tiles) {
-            constexpr int AHEAD = N < 32 ? N / 8 : 4; // groups of tokens whose residuals are loaded at once
+            // Groups of tokens whose residuals are loaded at once, as registers allow.
+            constexpr int AHEAD = KIND == INT8_WEIGHT ? N == 32 ? 1 : 2 : N == 16 ? 2 : 4;
+            float before[N / 8][4];
 #pragma unroll
-            for (int part = 0; part < N / 8; part += AHEAD) {
-                float before[AHEAD][2][2];
+            for (int n = 0; n < N / 8; n++) {
+                if (n % AHEAD == 0)
 #pragma unroll
-                for (int i = 0; i < 2 * AHEAD; i++)
-                    load_before<WHAT>(before[i / 2][i & 1], token0 + wt * N + (part + i / 2) * 8 + 2 * t + (i & 1), tokens, tile, g, out);
+                    for (int i = n; i < n + AHEAD; i++) load_before8<WHAT>(before[i], token0 + wt * N + i * 8, tokens, tile, lane, to);
+                const int at = wt * N + n * 8;
+                float y[4];
+                if (KIND == INT8_WEIGHT) {
+                    const int sum[4] = {(int)acc[n * 4], (int)acc[n * 4 + 1], (int)acc[n * 4 + 2], (int)acc[n * 4 + 3]};
+                    results8(y, sum, row_absmax, of[n], tile * 16 + g, token0 + at + 2 * t, scales, weight, columns);
+                } else {
 #pragma unroll
-                for (int n = part; n < part + AHEAD; n++)
+                    for (int i = 0; i < 4; i++) y[i] = total[n * 4 + i];
+                }
+                u64 best[2] = {0, 0};
+                finish8<WHAT>(best, y, before[n], token0 + at, tokens, tile, lane, to);
+                if (WHAT == LIKELIEST && g == 0)
 #pragma unroll
-                    for (int j = 0; j < 2; j++) { // tokens 2t and 2t + 1
-                        const int at = wt * N + n * 8 + 2 * t + j;
-                        const float y[2] = {total[n * 4 + j], total[n * 4 + 2 + j]}; // rows g and g + 8
-                        u64 best = finish_pair<WHAT>(y, before[n - part][j], token0 + at, tokens, tile, g, out);
-                        if (WHAT == LIKELIEST && g == 0) ranks[(wr * 4 + (warp & 3)) * TN + at] = best;
-                    }
+                    for (int j = 0; j < 2; j++) ranks[(wr * 4 + (warp & 3)) * TN + at + 2 * t + j] = best[j];
             }
         }
         if (WHAT != LIKELIEST) continue;
@@ -443,14 +546,15 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         }
         meet(); // the next tile's may be written
     }
+    if (paired) cluster_arrive(), cluster_wait(); // a partner that is gone could not be told
 }
 
 #define WIDE(NAME, KIND, BF, WM, WN, N, RESIDENT, WHAT)                                                                \
     extern "C" __global__ void __launch_bounds__(32 * (4 * WM * WN + Loaders<WM, WN, N>::WARPS), RESIDENT)              \
         NAME(const __grid_constant__ TensorMap weight_map, const __grid_constant__ TensorMap act_map,                  \
-             const u8* weight, Parts parts, int columns, int tokens, int depth, const float* table, const float* map,  \
-             Scales8 scales, Output out) {                                                                             \
-        wide<KIND, BF, WM, WN, N, WHAT>(weight_map, act_map, weight, parts, columns, tokens, depth, table, map,        \
+             const u8* weight, Parts parts, int columns, int tokens, int depth, int pair, const float* table,          \
+             const float* map, Scales8 scales, Output out) {                                                           \
+        wide<KIND, BF, WM, WN, N, WHAT>(weight_map, act_map, weight, parts, columns, tokens, depth, pair, table, map,  \
                                         scales, out);                                                                  \
     }
 // Two blocks of a product, or one and one of the next, share a multiprocessor
