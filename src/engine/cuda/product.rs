@@ -125,6 +125,15 @@ unsafe impl Plain for Output {}
 // SAFETY: as above.
 unsafe impl Plain for Scales8 {}
 
+/// Activations as a product takes them.
+#[derive(Debug, Clone, Copy)]
+struct Prepared {
+    /// By address: 16-bit, or int8 for INT8.
+    x: u64,
+    tokens: usize,
+    scales: Scales8,
+}
+
 /// Runs products in one format, with the scratch they need.
 pub struct Products {
     card: Card,
@@ -296,8 +305,8 @@ impl Products {
         if self.steps(linear, tokens) {
             return self.step(linear, Input::Activations(x), tokens, what, out);
         }
-        let (x, scales) = self.prepared(linear, x, tokens)?;
-        self.run_prepared(linear, x, tokens, what, scales, out)
+        let act = self.prepared(linear, x, tokens)?;
+        self.run_prepared(linear, act, what, out)
     }
 
     /// Whether [`Products::run_normed`] serves this weight.
@@ -324,25 +333,22 @@ impl Products {
             .with(token);
         self.kernels
             .launch("rms_norm_int8", (tokens, 1, 1), 256, 0, arguments)?;
-        self.run_prepared(linear, token.to, tokens, what, scales, out)
+        let act = Prepared {
+            x: token.to,
+            tokens,
+            scales,
+        };
+        self.run_prepared(linear, act, what, out)
     }
 
-    fn run_prepared(
-        &self,
-        linear: &Linear,
-        x: u64,
-        tokens: usize,
-        what: What,
-        scales: Scales8,
-        out: Output,
-    ) -> Result<()> {
+    fn run_prepared(&self, linear: &Linear, act: Prepared, what: What, out: Output) -> Result<()> {
         match self.path {
             Path::Hopper => {
-                let plan = self.plan(linear, tokens, what);
-                self.wide(linear, x, tokens, what, scales, out, plan)
+                let plan = self.plan(linear, act.tokens, what);
+                self.wide(linear, act, what, out, plan)
             }
-            Path::Portable if tokens <= FEW => self.few(linear, x, tokens, what, scales, out),
-            Path::Portable => self.many(linear, x, tokens, what, scales, out),
+            Path::Portable if act.tokens <= FEW => self.few(linear, act, what, out),
+            Path::Portable => self.many(linear, act, what, out),
         }
     }
 
@@ -356,14 +362,18 @@ impl Products {
         out: Output,
         plan: Plan,
     ) -> Result<()> {
-        let (x, scales) = self.prepared(linear, x, tokens)?;
-        self.wide(linear, x, tokens, what, scales, out, plan)
+        let act = self.prepared(linear, x, tokens)?;
+        self.wide(linear, act, what, out, plan)
     }
 
     /// The activations as the product takes them.
-    fn prepared(&self, linear: &Linear, x: u64, tokens: usize) -> Result<(u64, Scales8)> {
+    fn prepared(&self, linear: &Linear, x: u64, tokens: usize) -> Result<Prepared> {
         let Some((scales, token)) = self.int8_of(linear) else {
-            return Ok((x, Scales8::default()));
+            return Ok(Prepared {
+                x,
+                tokens,
+                scales: Scales8::default(),
+            });
         };
         let arguments = Arguments::new()
             .with(x)
@@ -378,7 +388,11 @@ impl Products {
         let threads = (linear.columns / 8).next_multiple_of(32).clamp(32, most);
         self.kernels
             .launch("quantise_tokens", (tokens, 1, 1), threads, 0, arguments)?;
-        Ok((token.to, scales))
+        Ok(Prepared {
+            x: token.to,
+            tokens,
+            scales,
+        })
     }
 
     /// INT8: what belongs to quantised activations, as products read it, and where
@@ -520,17 +534,15 @@ impl Products {
         })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a product is")]
     fn wide(
         &self,
         linear: &Linear,
-        x: u64,
-        tokens: usize,
+        act: Prepared,
         what: What,
-        scales: Scales8,
         out: Output,
         plan: Plan,
     ) -> Result<()> {
+        let Prepared { x, tokens, scales } = act;
         let Plan { shape, split, .. } = plan;
         let (_, part, act_bytes) = wide_bytes(linear.kind, shape);
         let tiles = linear.rows.div_ceil(TILE_ROWS);
@@ -684,15 +696,8 @@ impl Products {
         }
     }
 
-    fn few(
-        &self,
-        linear: &Linear,
-        x: u64,
-        tokens: usize,
-        what: What,
-        scales: Scales8,
-        out: Output,
-    ) -> Result<()> {
+    fn few(&self, linear: &Linear, act: Prepared, what: What, out: Output) -> Result<()> {
+        let Prepared { x, tokens, scales } = act;
         let size = tokens.next_power_of_two().max(8);
         let name = format!("few_{}_{}_{size}", few_name(linear.kind), what.name());
         let segments = linear.columns.div_ceil(SEGMENT);
@@ -719,15 +724,8 @@ impl Products {
             .launch(&name, (tiles, 1, 1), 32 * warps, shared, arguments)
     }
 
-    fn many(
-        &self,
-        linear: &Linear,
-        x: u64,
-        tokens: usize,
-        what: What,
-        scales: Scales8,
-        out: Output,
-    ) -> Result<()> {
+    fn many(&self, linear: &Linear, act: Prepared, what: What, out: Output) -> Result<()> {
+        let Prepared { x, tokens, scales } = act;
         let mut weight = linear.weight.at(0);
         let mut name = "f16";
         match linear.kind {
