@@ -6,6 +6,7 @@ use std::fs::File;
 use std::ops::Deref;
 
 use llama_quant::engine::cuda::Card;
+pub use llama_quant::engine::cuda::kernels::sanitized;
 
 /// A card that no other test uses while this value lives.
 pub struct Locked {
@@ -21,13 +22,7 @@ impl Deref for Locked {
     }
 }
 
-/// Whether a tool that slows kernels down a thousandfold watches; tests then do
-/// less of the same.
-pub fn sanitized() -> bool {
-    std::env::var_os("LLAMA_QUANT_SANITIZED").is_some_and(|value| !value.is_empty() && value != "0")
-}
-
-/// `full`, or `less` where such a tool watches.
+/// `full`, or `less` where a tool that slows kernels down a thousandfold watches.
 pub fn size<T>(full: T, less: T) -> T {
     if sanitized() { less } else { full }
 }

@@ -122,8 +122,11 @@ pub const PROGRAMS: [Program; 22] = [
     PERSISTENT_INT8,
 ];
 
-/// With a value other than 0 kernels are compiled for compute-sanitizer's racecheck.
-const SANITIZED: &str = "LLAMA_QUANT_SANITIZED";
+/// Whether kernels are compiled for compute-sanitizer's racecheck, and tests do less
+/// of the same: a tool that slows kernels down a thousandfold watches.
+pub fn sanitized() -> bool {
+    is_set("LLAMA_QUANT_SANITIZED")
+}
 
 /// Marks a cached file of this layout: the mark, SHA-256 of the code, the code.
 const MARK: &[u8; 8] = b"lqcubin1";
@@ -243,7 +246,7 @@ impl Program {
             "--std=c++17".to_owned(),
             "--fmad=false".to_owned(),
         ];
-        if is_set(SANITIZED) {
+        if sanitized() {
             options.push("--define-macro=SANITIZED".to_owned());
         }
         options.extend(self.define.map(|define| format!("--define-macro={define}")));

@@ -70,22 +70,18 @@ struct Tokens8 {
 #define HELD 8 // columns of a thread that stay in registers
 // Of the norm, as many as there are registers for.
 template <int KIND> struct Norm { enum { COUNT = KIND == F16_WEIGHT ? 8 : KIND == BIT4_WEIGHT ? 4 : 5 }; };
-// How many tokens the halves bring. racecheck takes threads that were at fewer
-// barriers to be behind, so under it a half without a token meets there too.
+// racecheck takes threads that were at fewer barriers to be behind, so under it a
+// half that has no token meets there too.
 #ifdef SANITIZED
-#define BROUGHT(tokens) ((tokens) + 1 & ~1)
+#define ALL_MEET 1
 #else
-#define BROUGHT(tokens) (tokens)
+#define ALL_MEET 0
 #endif
 template <int KIND, bool BF, bool NORMED>
 DEV void bring(const Source& from, const float (&norm)[Norm<KIND>::COUNT], int token, int tokens, int columns, u16* act, u8* codes,
                const Tokens8& int8, float* scratch, int thread, int id) {
     const int warp = thread >> 5, lane = thread & 31;
-#ifdef SANITIZED
-    const int end = token < tokens ? columns : 0;
-#else
-    const int end = columns;
-#endif
+    const int end = ALL_MEET && token >= tokens ? 0 : columns;
     auto put = [&](int k, u16 bits) {
         if (KIND == INT8_WEIGHT) act[token * columns + k] = bits;
         else act[fragment16(token, k, tokens)] = bits;
@@ -295,7 +291,7 @@ DEV void step(const uint4* weight, const Parts& parts, const Source& from, int c
     for (int i = 0; i < Norm<KIND>::COUNT; i++) norm[i] = NORMED && thread + i * 256 < columns ? from.norm[thread + i * 256] : 0.0f;
 
     pdl_wait();
-    for (int token = warp >> 3; token < BROUGHT(tokens); token += 2)
+    for (int token = warp >> 3; token < tokens + (ALL_MEET & tokens); token += 2)
         bring<KIND, BF, NORMED>(from, norm, token, tokens, columns, act, codes, int8, scratch[warp >> 3], thread, 14 + (warp >> 3));
     __syncthreads();
 

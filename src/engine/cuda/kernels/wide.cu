@@ -195,12 +195,12 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     // Shuffled, so that the compiler knows it is the same for the whole warp.
     const int warp = __shfl_sync(FULL, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     // A cluster is a pair, or shares the segments.
-    const bool paired = TN == 128 && pair;
+    const bool clustered = gridDim.z > 1, paired = TN == 128 && pair;
     const int blocks = paired ? 1 : gridDim.z, rank = paired ? 0 : blockIdx.z;
-    const int partners = paired ? 2 : 1, place = paired ? blockIdx.z : 0; // blocks of a pair, which one this is
+    const int partners = paired ? 2 : 1, partner = paired ? blockIdx.z : 0; // blocks of a pair, which one this is
     const int tiles = (out.rows + 15) >> 4, across = (tokens + TN - 1) / TN, block_rows = 4 * WM * partners; // of a pair, in tiles
     const int all = across * ((tiles + block_rows - 1) / block_rows);
-    auto first_tile = [&](int block) { return block / across * block_rows + place * 4 * WM; };
+    auto first_tile = [&](int block) { return block / across * block_rows + partner * 4 * WM; };
     const int bytes = KIND == INT8_WEIGHT ? columns : 2 * columns; // of a row of k
     const int stages = (bytes + 127) >> 7, segments = (stages + PER_SEGMENT - 1) / PER_SEGMENT;
     // Whole segments of this block; there are no fewer than blocks of a cluster.
@@ -224,7 +224,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
             copy_box(to, weight_map, stage * (TILE_BYTES / 8), first_tile(block), at);
         }
         const int x = stage * (1024 / 8), y = block % across * (TN / 8);
-        if (b && paired) copy_box_to_both(to + A_BYTES + place * (TN / 2 * 128), act_map, x, y + place * (TN / 16), at);
+        if (b && paired) copy_box_to_both(to + A_BYTES + partner * (TN / 2 * 128), act_map, x, y + partner * (TN / 16), at);
         else if (b) copy_box(to + A_BYTES, act_map, x, y, at);
     };
     pdl_launch();
@@ -242,7 +242,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         for (int i = threadIdx.x; i < 256; i += THREADS) maps[i] = map[i];
     }
     __syncwarp();
-    if (blocks > 1 || paired) cluster_arrive(); // who is here may be written to
+    if (clustered) cluster_arrive(); // who is here may be written to
     __syncthreads();
 
     constexpr bool SHIFT = Loaders<WM, WN, N>::SHIFT;
@@ -263,7 +263,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
         }
         __syncwarp();
         if (blocks > 1) cluster_wait();
-        if (blocks > 1 || paired) cluster_arrive(), cluster_wait();
+        if (clustered) cluster_arrive(), cluster_wait();
         return;
     }
 
@@ -329,7 +329,7 @@ DEV void wide(const TensorMap& weight_map, const TensorMap& act_map, const u8* w
     const int unit0 = wt * (N / 8) * 4 * WM + wr * 4 + (warp & 3); // this warp's first one
 
     pdl_wait();
-    if (blocks > 1 || paired) cluster_wait();
+    if (clustered) cluster_wait();
     constexpr bool SEGMENTS = KIND != INT8_WEIGHT; // sums that begin from zero
     // A stage with little to multiply is free again before the next has come;
     // else the next is unpacked meanwhile.
